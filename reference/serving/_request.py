@@ -1,0 +1,95 @@
+"""What schedulers pass around: a request's state, the slice of it one step computes, and the batch of slices.
+
+A decision has no clock: nothing here knows the time. The simulator and the real engine drive the same objects and differ
+only in how long a batch takes. Units: tokens and blocks.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One generation request and how far it has come.
+
+    Attributes:
+        id: unique, and the order of arrival; ties are broken by it.
+        prompt_tokens: length of the prompt, at least 1.
+        output_tokens: tokens to generate at most, at least 1 (an executor may finish earlier, at a stop token).
+        block_hashes: identity of each FULL block of the prompt, chained: equal hashes mean equal prefixes. Empty: shares nothing.
+        computed_tokens: tokens whose keys and values are in the cache now.
+        generated_tokens: tokens emitted so far.
+        cached_tokens: prompt tokens found in the prefix cache when last admitted.
+        preemptions: how often its cache was taken away.
+        blocks: ids of its KV blocks, in token order.
+    """
+
+    id: int
+    prompt_tokens: int
+    output_tokens: int
+    block_hashes: tuple[int, ...] = ()
+    priority: int = 0
+    computed_tokens: int = 0
+    generated_tokens: int = 0
+    cached_tokens: int = 0
+    preemptions: int = 0
+    blocks: list[int] = field(default_factory=list)
+
+    @property
+    def known_tokens(self) -> int:
+        """Tokens whose ids exist: the prompt and what was generated."""
+        return self.prompt_tokens + self.generated_tokens
+
+    @property
+    def missing_tokens(self) -> int:
+        """Known tokens not yet in the cache; a decode step has exactly one."""
+        return self.known_tokens - self.computed_tokens
+
+
+@dataclass(slots=True)
+class Slice:
+    """`tokens` tokens of one request, from position `start`, computed in one step; `emits` says a new token comes out."""
+
+    request: Request
+    start: int
+    tokens: int
+    emits: bool
+
+
+@dataclass(slots=True)
+class Batch:
+    """One step: the slices to compute, and the requests that lost their cache to make room for them."""
+
+    slices: list[Slice] = field(default_factory=list)
+    preempted: list[Request] = field(default_factory=list)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens computed in this step."""
+        return sum(part.tokens for part in self.slices)
+
+
+class Scheduler(Protocol):
+    """A batching policy: a state machine two executors drive.
+
+    The loop is `add` as requests arrive; `schedule` -> batch (empty when nothing can run); run it; `complete(batch)` ->
+    the requests that are done, their blocks released. `finish` ends one early (stop token, cancelled).
+    """
+
+    waiting: deque[Request]
+    running: list[Request]
+
+    def add(self, request: Request) -> None:
+        """Queue a request; ValueError if it can never fit."""
+
+    def schedule(self) -> Batch:
+        """Choose the next step."""
+
+    def complete(self, batch: Batch) -> list[Request]:
+        """Record that the batch was computed; return the requests that finished."""
+
+    def finish(self, request: Request) -> None:
+        """End a request now and release what it holds."""

@@ -69,12 +69,14 @@ class Op:
     """An array operator.
 
     Attributes:
-        reference: the equation in NumPy. Array parameters end in their axes (`q_BTKGH`, `1` is a size-1 axis); the rest are options.
+        reference: the equation in NumPy. Array parameters end in their axes (`q_BTKGH`; `1` is an axis of size 1), the rest
+            are options.
         cost: FLOPs and elements as a function of the axis sizes (derived axes included) at the default options.
         dims: sizes the property tests draw from; keep them small and odd, with 1 in range wherever the operator allows it.
         shapes: named shapes people quote; these are timed. Each names every key of `dims`.
         paper: where the equation comes from (arXiv id, DOI or title with year).
-        backward: `backward(*output_gradients, *inputs, **options)` -> one gradient per array input, None for integer or boolean ones.
+        backward: `backward(*output_gradients, *inputs, **options)` -> one gradient per array input, None for integers and
+            booleans.
         draw: per parameter name, how to make an input that is not standard normal.
         derived: axes that follow from others (`{"D": lambda d: d["N"] * d["H"]}`).
         options: the option sets to check; the first is the one that is timed and must equal the defaults' meaning of `cost`.
@@ -105,11 +107,7 @@ class Op:
     @property
     def inputs(self) -> dict[str, str]:
         """Array parameters in call order, with their axes."""
-        return {
-            name: axes
-            for name in inspect.signature(self.reference).parameters
-            if (axes := axes_of(name)) is not None
-        }
+        return {name: axes for name in inspect.signature(self.reference).parameters if (axes := axes_of(name)) is not None}
 
     def complete(self, dims: Dims) -> dict[str, int]:
         """Add the derived axes to `dims`."""

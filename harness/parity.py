@@ -304,6 +304,18 @@ def _autograd(
     return [next(found) if tensor.requires_grad else None for tensor in tensors]
 
 
+def check_procedure_twin(procedure: Procedure, twin: Twin, seed: int) -> Verdict:
+    """A twin of a procedure on one drawn example, compared as the declaration says."""
+    expected = procedure.reference(**procedure.examples(np.random.default_rng(seed)))
+    case = f"seed={seed}"
+    try:
+        actual = twin.function(**procedure.examples(np.random.default_rng(seed)))
+        passed = procedure.same(expected, actual)
+    except Exception as error:
+        return _failed(procedure.id, "parity", twin.label, "", case, error)
+    return Verdict(procedure.id, "parity", twin.label, "", case, 0.0 if passed else np.inf, 0.0, passed)
+
+
 def check_oracle(
     component: Op | Procedure, oracle: Oracle, seed: int, *, dims: Dims | None = None, options: Options | None = None
 ) -> Verdict:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -47,10 +47,21 @@ def show(title: str, rows: Sequence[dict[str, Any]]) -> None:
     """Print dictionaries with the same keys as one table."""
     table = Table(title=title, title_justify="left", header_style="bold")
     for column in rows[0] if rows else ():
-        table.add_column(column)
+        table.add_column(column, overflow="fold", no_wrap=column in ("component", "id", "dtype", "passed"))
     for row in rows:
         table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
     console().print(table)
+
+
+@contextmanager
+def progress_bar(what: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on standard error; yields `advance(name, done, total)`."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda name, done, total: bar.update(task, description=f"{what} {name}", completed=done, total=total)
 
 
 @app.command("list")
@@ -62,7 +73,41 @@ def list_command(json_output: Json = False) -> None:
     if json_output:
         emit(rows)
     else:
-        show(f"{len(rows)} components", [{k: ", ".join(v) if isinstance(v, list) else v for k, v in row.items()} for row in rows])
+        show(
+            f"{len(rows)} components", [{k: ", ".join(v) if isinstance(v, list) else v for k, v in row.items()} for row in rows]
+        )
+
+
+@app.command("check")
+def check_command(
+    ids: Ids = None,
+    backend: Annotated[list[str] | None, typer.Option(help="Only these backends: numba, torch, triton.")] = None,
+    kernel: Annotated[str | None, typer.Option(help="Your own kernel, FILE.py:FUNCTION; needs --op and one --backend.")] = None,
+    op: Annotated[str | None, typer.Option(help="Component that --kernel implements.")] = None,
+    json_output: Json = False,
+) -> None:
+    """Check components: oracles, parity in every dtype, gradients, layouts, cost laws. Exit code 1 if any check fails."""
+    import importlib.util
+
+    if importlib.util.find_spec("torch") is not None:
+        import torch
+
+        if not torch.cuda.is_available():
+            os.environ.setdefault("TRITON_INTERPRET", "1")
+    from llmlab.harness.check import bring, run_checks
+
+    only = bring(kernel, op, backend[0] if backend and len(backend) == 1 else None) if kernel else None
+    with progress_bar("checking") as advance:
+        verdicts = run_checks(ids, backend, only=only, progress=advance)
+    rows = [verdict.as_row() for verdict in verdicts]
+    failed = [verdict for verdict in verdicts if not verdict.passed]
+    if json_output:
+        emit([{**row, "error": None if row["error"] == float("inf") else row["error"]} for row in rows])
+    else:
+        columns = ("component", "check", "against", "dtype", "error", "allowed", "passed", "note")
+        show(f"{len(rows)} checks, {len(failed)} failed", [{key: row[key] for key in columns} for row in rows])
+    if failed:
+        raise typer.Exit(1)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

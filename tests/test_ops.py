@@ -13,7 +13,7 @@ from llmlab.harness.arrays import outputs
 from llmlab.harness.tolerance import exact_and_allowed, in_dtype
 from llmlab.kernels.twin import Twin, twins_of
 from llmlab.reference.catalog import components
-from llmlab.reference.op import Cost, Op
+from llmlab.reference.op import Cost, Op, Procedure
 
 OPS = [component for component in components().values() if isinstance(component, Op)]
 WITH_BACKWARD = [op for op in OPS if op.backward is not None]
@@ -56,6 +56,20 @@ def test_twin_equals_reference(op: Op, twin: Twin, dtype: str) -> None:
     check()
     for options in op.options:
         parity.assert_passed(parity.check_twin(op, twin, parity.smallest_dims(op), dtype, 1, options))
+
+
+PROCEDURE_TWINS = [
+    pytest.param(procedure, twin, id=f"{procedure.id}-{twin.backend}")
+    for procedure in components().values()
+    if isinstance(procedure, Procedure)
+    for twin in twins_of(procedure)
+]
+
+
+@pytest.mark.parametrize(("procedure", "twin"), PROCEDURE_TWINS)
+def test_procedure_twin_equals_reference(procedure: Procedure, twin: Twin) -> None:
+    for seed in range(2 if twin.backend == "triton" else 6):
+        parity.assert_passed(parity.check_procedure_twin(procedure, twin, seed))
 
 
 @pytest.mark.parametrize(("op", "twin", "dtype"), twin_params(of="reference", all_dtypes=False))

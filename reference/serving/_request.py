@@ -19,12 +19,15 @@ class Request:
         id: unique, and the order of arrival; ties are broken by it.
         prompt_tokens: length of the prompt, at least 1.
         output_tokens: tokens to generate at most, at least 1 (an executor may finish earlier, at a stop token).
-        block_hashes: identity of each FULL block of the prompt, chained: equal hashes mean equal prefixes. Empty: shares nothing.
+        block_hashes: identity of each FULL block of the prompt, chained: equal hashes mean equal prefixes.
+            Empty: shares nothing. It may run on over the output where the executor knows it; a block is only
+            reused once it was computed.
         computed_tokens: tokens whose keys and values are in the cache now.
         generated_tokens: tokens emitted so far.
         cached_tokens: prompt tokens found in the prefix cache when last admitted.
         preemptions: how often its cache was taken away.
         blocks: ids of its KV blocks, in token order.
+        remembered_blocks: leading blocks that were given to the prefix cache or came from it.
     """
 
     id: int
@@ -37,6 +40,7 @@ class Request:
     cached_tokens: int = 0
     preemptions: int = 0
     blocks: list[int] = field(default_factory=list)
+    remembered_blocks: int = 0
 
     @property
     def known_tokens(self) -> int:
@@ -61,15 +65,54 @@ class Slice:
 
 @dataclass(slots=True)
 class Batch:
-    """One step: the slices to compute, and the requests that lost their cache to make room for them."""
+    """One step: the slices to compute, and the requests that lost their cache to make room for them.
+
+    The scheduler sums up the shape while it chooses, so that an executor need not walk the slices again.
+
+    Attributes:
+        slices: what to compute, one per request.
+        preempted: requests that lost their cache; they wait again.
+        prefill: (new tokens, tokens already in its cache) of each slice longer than one token.
+        decode_requests: slices of one token.
+        decode_context_tokens: tokens those attend to, summed, the new token included.
+        emitted: slices that emit a token.
+    """
 
     slices: list[Slice] = field(default_factory=list)
     preempted: list[Request] = field(default_factory=list)
+    prefill: list[tuple[int, int]] = field(default_factory=list)
+    decode_requests: int = 0
+    decode_context_tokens: int = 0
+    emitted: int = 0
 
     @property
     def tokens(self) -> int:
         """Tokens computed in this step."""
-        return sum(part.tokens for part in self.slices)
+        return self.decode_requests + sum(new for new, _ in self.prefill)
+
+    def put(self, part: Slice) -> None:
+        """Append a slice and add it to the sums."""
+        self.slices.append(part)
+        if part.tokens == 1:
+            self.decode_requests += 1
+            self.decode_context_tokens += part.start + 1
+        else:
+            self.prefill.append((part.tokens, part.start))
+        self.emitted += part.emits
+
+    def drop(self, request: Request) -> int:
+        """Take a request's slice out again; return its tokens, 0 where it has none."""
+        for place, part in enumerate(self.slices):
+            if part.request is request:
+                del self.slices[place]
+                if part.tokens == 1:
+                    self.decode_requests -= 1
+                    self.decode_context_tokens -= part.start + 1
+                else:
+                    self.prefill.remove((part.tokens, part.start))
+                self.emitted -= part.emits
+                return part.tokens
+        return 0
 
 
 class Scheduler(Protocol):

@@ -39,6 +39,8 @@ def data() -> Path:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if cuda_is_available():
         return
+    if os.environ.get("LLMLAB_REQUIRE_GPU"):
+        raise pytest.UsageError("LLMLAB_REQUIRE_GPU is set and there is no CUDA device")
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs cuda"))

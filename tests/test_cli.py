@@ -72,6 +72,7 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], named: str,
 
 
 def test_the_module_runs_as_a_program() -> None:
-    done = subprocess.run([sys.executable, "-m", "llmlab.cli", "check", "nonsense"], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "llmlab.cli", "check", "nonsense"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr

@@ -1,0 +1,306 @@
+"""Seconds of one engine step: the model's operators priced with the device's curves, plus the engine's host time.
+
+Matrix products, norms and collectives depend on the number of rows only, so their sum is tabulated once per row count;
+attention is a formula of the requests' lengths. Times are integer nanoseconds, so that every executor gets equal ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from llmlab.simulator.cost.batch import BatchShape
+from llmlab.simulator.cost.curves import FLOATS, FORMS, Curve
+from llmlab.simulator.cost.engine import EngineModel, load_engine
+from llmlab.simulator.hardware.device import dtype_name
+from llmlab.simulator.hardware.profile import DeviceProfile, load_device
+from llmlab.simulator.model.description import (
+    Attention,
+    Collective,
+    Experts,
+    Gemm,
+    ModelDescription,
+    Moved,
+    Operator,
+    load_model,
+)
+
+TABLE_ROWS = 4096
+"""Row counts up to this are tabulated one by one; above, between powers of 2**(1/16), a straight line."""
+
+_COMPUTE, _MEMORY, _NETWORK, _HOST = "compute", "HBM bandwidth", "network", "host"
+
+
+@dataclass(frozen=True)
+class _Priced:
+    """One operator with its curve."""
+
+    operator: Operator
+    curve: Curve
+    dtype: str
+
+    @property
+    def kind(self) -> str:
+        """Key of the breakdown."""
+        if isinstance(self.operator, Gemm):
+            return "lm_head" if self.operator.name == "lm_head" else "gemm"
+        if isinstance(self.operator, Moved):
+            return self.operator.name if self.operator.name in ("sampling", "embedding") else "elementwise"
+        return {Experts: "moe", Collective: "communication"}[type(self.operator)]
+
+
+def _grid() -> np.ndarray:
+    exact = np.arange(1, TABLE_ROWS + 1)
+    above = np.unique(np.round(TABLE_ROWS * 2 ** (np.arange(1, 16 * 10 + 1) / 16)).astype(int))
+    return np.concatenate([exact, above])
+
+
+class StepCost:
+    """Prices steps of one model on one tensor-parallel group of equal devices under one engine.
+
+    Args:
+        model: what is served.
+        profile: one device of the group.
+        tensor_parallel: devices in the group.
+        weight_dtype: of the matrices; int4 and fp4 are multiplied in bfloat16 where the device has no such arithmetic.
+        kv_dtype: of the cache of keys and values.
+        engine: host constants.
+
+    Raises:
+        InputError: an unknown dtype, or a degree the model's heads do not allow.
+    """
+
+    def __init__(
+        self,
+        model: ModelDescription,
+        profile: DeviceProfile,
+        *,
+        tensor_parallel: int = 1,
+        weight_dtype: str = "bfloat16",
+        kv_dtype: str = "bfloat16",
+        engine: EngineModel | None = None,
+    ) -> None:
+        self.model, self.profile, self.tensor_parallel = model, profile, tensor_parallel
+        self.weight_dtype, self.kv_dtype = dtype_name(weight_dtype), dtype_name(kv_dtype)
+        self.engine = engine or EngineModel()
+        operators = model.operators(tensor_parallel, weight_dtype=self.weight_dtype)
+        wide = "bfloat16" if self.weight_dtype in ("fp8", "fp8_block", "int8", "int4", "fp4") else self.weight_dtype
+        self._rows = [
+            _Priced(operator, *self._curve(operator, wide)) for operator in operators if not isinstance(operator, Attention)
+        ]
+        self._attention = [operator for operator in operators if isinstance(operator, Attention)]
+        self._prefill_curve = profile.curve("attention_prefill", wide, self.kv_dtype)
+        self._decode_curve = profile.curve("attention_decode", wide, self.kv_dtype)
+        self._attention_limits = profile.limits(wide, self.kv_dtype)
+        self._prefill = FORMS[self._prefill_curve.form].seconds
+        self._decode = FORMS[self._decode_curve.form].seconds
+        self._groups = [
+            (group.count, {"heads": group.heads, "kv_heads": group.kv_heads, "head_width": group.head_width}, group.window)
+            for group in self._attention
+        ]
+        self.kernels = sum(operator.count for operator in operators) + 2 * model.layers
+        grid = _grid()
+        self._last = int(grid[-1])
+        self._exact = {rows: self._table(rows, grid) for rows in ("tokens", "emitted")}
+        # A plain list answers in 30 ns where an array takes 100.
+        self._tokens_s = [0.0, *self._exact["tokens"][:TABLE_ROWS].tolist()]
+        self._emitted_s = [0.0, *self._exact["emitted"][:TABLE_ROWS].tolist()]
+        self._grid = grid
+
+    @staticmethod
+    def cached(
+        model: str,
+        device: str,
+        *,
+        tensor_parallel: int = 1,
+        weight_dtype: str = "bfloat16",
+        kv_dtype: str = "bfloat16",
+        engine: str = "vllm",
+    ) -> StepCost:
+        """The same from names, made once per combination."""
+        return _cached(model, device, tensor_parallel, weight_dtype, kv_dtype, engine)
+
+    def _curve(self, operator: Operator, wide: str) -> tuple[Curve, str]:
+        profile = self.profile
+        if isinstance(operator, Gemm):
+            dtype = wide if operator.name in ("lm_head", "router") else self.weight_dtype
+            return profile.curve("gemm", dtype), dtype
+        if isinstance(operator, Experts):
+            return profile.curve("moe", self.weight_dtype), self.weight_dtype
+        if isinstance(operator, Collective):
+            return profile.curve(operator.kind), wide
+        if isinstance(operator, Moved):
+            return profile.curve("memory", operator.name), wide
+        raise TypeError(f"{operator} has no curve of rows")
+
+    def _seconds(self, priced: _Priced, rows: np.ndarray) -> np.ndarray:
+        """Seconds of all `count` calls of one operator, per number of rows."""
+        operator, limits = priced.operator, self.profile.limits(priced.dtype, self.kv_dtype)
+        if isinstance(operator, Gemm):
+            columns = {"m": rows, "n": operator.n, "k": operator.k}
+        elif isinstance(operator, Experts):
+            columns = {
+                "tokens": rows,
+                "hidden": operator.hidden,
+                "inter": operator.inter,
+                "experts_per_token": operator.visits,
+                "experts": operator.experts,
+            }
+        elif isinstance(operator, Moved):
+            columns = {"moved_bytes": rows * operator.elements_per_row * operator.itemsize}
+        else:
+            assert isinstance(operator, Collective)
+            columns = {"ranks": self.tensor_parallel, "message_bytes": rows * operator.bytes_per_row}
+        return np.asarray(priced.curve.seconds(limits, columns)) * operator.count
+
+    def _table(self, which: str, grid: np.ndarray) -> np.ndarray:
+        rows = grid.astype(float)
+        total = np.zeros(len(grid))
+        for priced in self._rows:
+            if getattr(priced.operator, "rows", "tokens") == which:
+                total += self._seconds(priced, rows)
+        return np.maximum.accumulate(total)  # more rows never take less
+
+    def _look_up(self, table: list[float], which: str, rows: int) -> float:
+        if rows <= TABLE_ROWS:
+            return table[rows]
+        whole = self._exact[which]
+        if rows > self._last:
+            return float(whole[-1]) * rows / self._last
+        return float(np.interp(rows, self._grid, whole))
+
+    def _attention_s(self, shape: BatchShape) -> tuple[float, float]:
+        """Seconds of prefill and of decode attention over all layers."""
+        limits = self._attention_limits
+        prefill = decode = 0.0
+        for count, heads, window in self._groups:
+            for new, cached in shape.prefill:
+                if window and cached > window:
+                    cached = window
+                columns = {"batch": 1, "new_tokens": new, "context_tokens": cached, "window": window, **heads}
+                prefill += count * self._prefill(self._prefill_curve.parameters, limits, columns, FLOATS)
+            if shape.prefill:  # one launch serves all prompts of a step
+                prefill -= count * self._prefill_curve.parameters["latency_s"] * (len(shape.prefill) - 1)
+            if batch := shape.decode_requests:
+                context = shape.decode_context_tokens / batch
+                if window and context > window:
+                    context = window
+                columns = {"batch": batch, "context_tokens": context, "window": window, **heads}
+                decode += count * self._decode(self._decode_curve.parameters, limits, columns, FLOATS)
+        return prefill, decode
+
+    def device_s(self, shape: BatchShape) -> float:
+        """Seconds the devices compute and communicate."""
+        if not shape.new_tokens:
+            return 0.0
+        linear = self._look_up(self._tokens_s, "tokens", shape.new_tokens)
+        output = self._look_up(self._emitted_s, "emitted", shape.emitted)
+        return linear + output + sum(self._attention_s(shape))
+
+    def _launch_s(self, shape: BatchShape) -> float:
+        """Seconds the host needs to submit the step's kernels."""
+        engine = self.engine
+        if engine.cuda_graph and not shape.prefill and shape.new_tokens <= engine.graph_tokens:
+            return engine.graph_launch_s
+        return self.kernels * engine.launch_s
+
+    def host_s(self, shape: BatchShape) -> float:
+        """Seconds of host work that no device work hides."""
+        requests = shape.decode_requests + len(shape.prefill)
+        return self.engine.host_step_s + self.engine.host_request_step_s * requests if requests else 0.0
+
+    def seconds(self, shape: BatchShape) -> float:
+        """Seconds of the step: the device's, or the launches' where those take longer, and the host's on top."""
+        device = self.device_s(shape)
+        return max(device, self._launch_s(shape)) + self.host_s(shape) if device else 0.0
+
+    def step_ns(self, shape: BatchShape) -> int:
+        """Whole nanoseconds of the step, at least 1 for one that computes anything."""
+        return math.ceil(self.seconds(shape) * 1e9)
+
+    def breakdown(self, shape: BatchShape) -> dict[str, float]:
+        """Seconds by operator kind; their sum is `seconds`."""
+        parts: dict[str, float] = defaultdict(float)
+        if not shape.new_tokens:
+            return {}
+        for priced in self._rows:
+            rows = shape.new_tokens if getattr(priced.operator, "rows", "tokens") == "tokens" else shape.emitted
+            if rows:
+                parts[priced.kind] += float(self._seconds(priced, np.array([float(rows)]))[0])
+        prefill, decode = self._attention_s(shape)
+        parts["attention_prefill"] += prefill
+        parts["attention_decode"] += decode
+        parts["launch"] = max(0.0, self._launch_s(shape) - sum(parts.values()))
+        parts["host"] = self.host_s(shape)
+        parts["table"] = self.seconds(shape) - sum(parts.values())  # rounding of the tabulated sum, next to nothing
+        return {kind: seconds for kind, seconds in parts.items() if abs(seconds) > 1e-12}
+
+    def binding(self, shape: BatchShape) -> str:
+        """What takes most of the step: compute, HBM bandwidth, network or host."""
+        totals = dict.fromkeys((_COMPUTE, _MEMORY, _NETWORK, _HOST), 0.0)
+        for kind, seconds in self.breakdown(shape).items():
+            if kind in ("launch", "host"):
+                totals[_HOST] += seconds
+            elif kind == "communication":
+                totals[_NETWORK] += seconds
+            elif kind == "attention_prefill":
+                totals[_COMPUTE] += seconds
+            elif kind in ("attention_decode", "elementwise", "embedding", "sampling"):
+                totals[_MEMORY] += seconds
+            elif kind != "table":
+                rows = shape.emitted if kind == "lm_head" else shape.new_tokens
+                if kind == "moe":
+                    experts = self.model.config
+                    rows = rows * experts.num_experts_per_tok / experts.num_experts
+                totals[_COMPUTE if rows > self._balance_rows() else _MEMORY] += seconds
+        return max(totals, key=lambda name: totals[name])
+
+    def _balance_rows(self) -> float:
+        """Rows at which a large matrix product takes as long to compute as its weights to load."""
+        limits = self.profile.limits(self.weight_dtype)
+        return limits.flops_per_s * limits.operand_bytes / (2.0 * limits.bytes_per_s)
+
+    def interval(self, shape: BatchShape, low: str = "0.05", high: str = "0.95") -> tuple[float, float]:
+        """Factors on `seconds` between which a measured step should lie, from the curves' residuals at these quantiles.
+
+        Layers repeat the same shapes, so the error of one operator kind is common to all its calls, while those of
+        different kinds are independent: within a kind errors add up, across kinds their squares do.
+        """
+        parts = self.breakdown(shape)
+        total = sum(parts.values())
+        if not total:
+            return 1.0, 1.0
+        down = up = 0.0
+        for kind, seconds in parts.items():
+            curve = self._residual_curves.get(kind)
+            if curve is None:
+                continue
+            share = seconds / total
+            down += (share * (1.0 - self.profile.quantile(curve, low))) ** 2
+            up += (share * (self.profile.quantile(curve, high) - 1.0)) ** 2
+        return max(0.05, 1.0 - math.sqrt(down)), 1.0 + math.sqrt(up)
+
+    @property
+    def _residual_curves(self) -> Mapping[str, Curve]:
+        return {
+            **{priced.kind: priced.curve for priced in self._rows},
+            "attention_prefill": self._prefill_curve,
+            "attention_decode": self._decode_curve,
+        }
+
+
+@lru_cache(maxsize=64)
+def _cached(model: str, device: str, tensor_parallel: int, weight_dtype: str, kv_dtype: str, engine: str) -> StepCost:
+    return StepCost(
+        load_model(model),
+        load_device(device),
+        tensor_parallel=tensor_parallel,
+        weight_dtype=weight_dtype,
+        kv_dtype=kv_dtype,
+        engine=load_engine(engine),
+    )

@@ -68,6 +68,7 @@ class Queue:
     def complete(self, batch: Batch) -> list[Request]:
         """Record that the batch was computed; return the requests that finished, their blocks released."""
         done: list[Request] = []
+        cache, block_tokens = self.prefix_cache, self.blocks.block_tokens
         for part in batch.slices:
             request = part.request
             if not request.blocks:
@@ -77,8 +78,8 @@ class Queue:
                 request.generated_tokens += 1
                 if request.generated_tokens >= request.output_tokens:
                     done.append(request)
-            if part.tokens > 1 and self.prefix_cache is not None:
-                self.remember(request)
+            if cache is not None and (part.tokens > 1 or request.computed_tokens % block_tokens == 0):
+                self.remember(cache, request)
         if done:
             for request in done:
                 self.release(request)
@@ -99,16 +100,17 @@ class Queue:
         else:
             raise ValueError(f"request {request.id} is neither waiting nor running")
 
-    def remember(self, request: Request) -> None:
+    def remember(self, cache: PrefixCache, request: Request) -> None:
         """Make the request's full, computed blocks findable by others."""
-        if self.prefix_cache is not None and request.block_hashes:
-            new = slice(request.remembered_blocks, request.computed_tokens // self.blocks.block_tokens)
-            self.prefix_cache.insert(request.block_hashes[new], request.blocks[new])
-            request.remembered_blocks = max(new.start, min(new.stop, len(request.block_hashes)))
+        new = slice(
+            request.remembered_blocks, min(request.computed_tokens // self.blocks.block_tokens, len(request.block_hashes))
+        )
+        if new.start < new.stop:
+            cache.insert(request.block_hashes[new], request.blocks[new])
+            request.remembered_blocks = new.stop
 
     def release(self, request: Request) -> None:
-        """Give back a request's blocks; what is full stays findable."""
-        self.remember(request)
+        """Give back a request's blocks; what a prefix cache keeps stays findable."""
         self.blocks.free(request.blocks)
         request.blocks = []
 
@@ -148,6 +150,26 @@ class Queue:
         request.blocks = request.blocks + self.blocks.allocate(self.blocks.blocks_for(tokens) - len(cached))
         self.waiting.popleft()
         self.running.append(request)
+
+
+def chat_example(rng: np.random.Generator) -> dict[str, Any]:
+    """Draw 200 chats of about 512 prompt and 128 output tokens, arriving over 400 steps, on 4096 blocks of 16 tokens."""
+    lengths = rng.geometric(1 / 512, size=200).clip(1, 1500)
+    return {
+        "num_blocks": 4096,
+        "block_tokens": 16,
+        "max_num_seqs": 64,
+        "max_num_batched_tokens": 2048,
+        "prefix_caching": True,
+        "requests": [
+            {
+                "step": int(rng.integers(0, 400)),
+                "prompt": rng.integers(0, 32000, size=length).tolist(),
+                "output_tokens": min(int(rng.geometric(1 / 128)), 500),
+            }
+            for length in lengths
+        ],
+    }
 
 
 def replay(scheduler: Scheduler, requests: Sequence[Mapping[str, Any]], *, block_tokens: int) -> list[tuple[Any, ...]]:

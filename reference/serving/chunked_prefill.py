@@ -105,8 +105,6 @@ class ChunkedPrefill(_queue.Queue):
 
     def _grow(self, request: Request, tokens: int, batch: Batch) -> bool:
         """Give a request blocks for `tokens` tokens; return False where it was itself the one to be preempted."""
-        if self.prefix_cache is not None:
-            self.remember(request)
         more = self.blocks.blocks_for(tokens) - len(request.blocks)
         while more > self.blocks.free_blocks:
             if self.preempt_last(batch) is request:
@@ -142,4 +140,9 @@ def chunked_prefill(
     return _queue.replay(scheduler, requests, block_tokens=block_tokens)
 
 
-CHUNKED_PREFILL = Procedure(reference=chunked_prefill, examples=_queue.example, paper="arXiv:2403.02310")
+CHUNKED_PREFILL = Procedure(
+    reference=chunked_prefill,
+    examples=_queue.example,
+    paper="arXiv:2403.02310",
+    shapes={"200 chats, 64 at once": _queue.chat_example},
+)

@@ -102,8 +102,6 @@ class ContinuousBatching(_queue.Queue):
 
     def _grow(self, request: Request, batch: Batch) -> bool:
         """Give a request its next block; return False where it was itself the one to be preempted."""
-        if self.prefix_cache is not None:
-            self.remember(request)
         while self.blocks.free_blocks == 0:
             if self.preempt_last(batch) is request:
                 return False
@@ -136,5 +134,8 @@ def continuous_batching(
 
 
 CONTINUOUS_BATCHING = Procedure(
-    reference=continuous_batching, examples=_queue.example, paper="Yu et al. 2022, Orca, OSDI; arXiv:2309.06180"
+    reference=continuous_batching,
+    examples=_queue.example,
+    paper="Yu et al. 2022, Orca, OSDI; arXiv:2309.06180",
+    shapes={"200 chats, 64 at once": _queue.chat_example},
 )

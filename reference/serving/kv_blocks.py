@@ -218,4 +218,19 @@ def example(rng: np.random.Generator) -> Mapping[str, Any]:
     }
 
 
-KV_BLOCKS = Procedure(reference=kv_blocks, examples=example, paper="arXiv:2309.06180")
+def chat_example(rng: np.random.Generator) -> Mapping[str, Any]:
+    """Draw 1000 sequences of 64 to 1024 tokens that come and go, 16 at a time, on 2048 blocks of 16 tokens."""
+    commands: list[tuple[Any, ...]] = []
+    for index, tokens in enumerate(rng.integers(64, 1024, size=1000)):
+        commands.append(("append", str(index), int(tokens)))
+        if index >= 16:
+            commands.append(("free", str(index - 16)))
+    return {"num_blocks": 2048, "block_tokens": 16, "num_host_blocks": 0, "commands": commands}
+
+
+KV_BLOCKS = Procedure(
+    reference=kv_blocks,
+    examples=example,
+    paper="arXiv:2309.06180",
+    shapes={"1000 chats on 2048 blocks of 16": chat_example},
+)

@@ -158,4 +158,21 @@ def example(rng: np.random.Generator) -> Mapping[str, Any]:
     }
 
 
-PREFIX_CACHE = Procedure(reference=prefix_cache, examples=example, paper="arXiv:2312.07104")
+def chat_example(rng: np.random.Generator) -> Mapping[str, Any]:
+    """Draw 400 prompts of 1024 tokens behind 8 system prompts of 512, 16 at a time, on 2048 blocks of 16 tokens."""
+    systems = rng.integers(0, 32000, size=(8, 512)).tolist()
+    prompts = [systems[rng.integers(8)] + rng.integers(0, 32000, size=512).tolist() for _ in range(400)]
+    commands: list[tuple[str, int]] = []
+    for index in range(400):
+        commands.append(("start", index))
+        if index >= 16:
+            commands.append(("end", index - 16))
+    return {"num_blocks": 2048, "block_tokens": 16, "prompts": prompts, "commands": commands}
+
+
+PREFIX_CACHE = Procedure(
+    reference=prefix_cache,
+    examples=example,
+    paper="arXiv:2312.07104",
+    shapes={"400 chats behind 8 system prompts": chat_example},
+)

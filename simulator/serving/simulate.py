@@ -1,0 +1,204 @@
+"""`simulate(deployment, workload)`: one run of a whole deployment, as a pure function of its inputs and a seed."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from llmlab.reference.errors import InputError
+from llmlab.reference.files import write_atomic
+from llmlab.reference.serving.router import make_router
+from llmlab.simulator.serving import metrics
+from llmlab.simulator.serving.cluster import NEVER, Cluster, Log
+from llmlab.simulator.serving.deployment import Deployment, Site, resolve
+from llmlab.simulator.serving.slo import Slo, Watch
+from llmlab.simulator.workload.workload import Workload
+
+
+@dataclass(frozen=True, eq=False)
+class SimulationResult:
+    """A run: what was simulated, what happened, and how long it took to find out.
+
+    Attributes:
+        wall_s: seconds this computer needed; the only field that differs between equal runs.
+    """
+
+    site: Site
+    workload: Workload
+    log: Log
+    wall_s: float
+
+    @property
+    def deployment(self) -> Deployment:
+        """What was deployed."""
+        return self.site.deployment
+
+    @cached_property
+    def requests(self) -> dict[str, np.ndarray]:
+        """The per-request table, column by column."""
+        return metrics.request_table(self.workload, self.log)
+
+    def summary(self, slo: Slo | None = None) -> dict[str, Any]:
+        """Metrics as one plain dictionary; see `metrics.summarize`."""
+        device = self.site.profile.device
+        return metrics.summarize(
+            self.workload,
+            self.log,
+            self.requests,
+            devices_per_replica=self.deployment.tensor_parallel,
+            kv_blocks=self.site.kv_blocks,
+            usd_per_hour=self.site.usd_per_hour,
+            power_w=device.power_w,
+            idle_power_w=device.idle_power_w,
+            slo=slo,
+        ) | {"wall_s": self.wall_s, "bound_by": self.bound_by}
+
+    @cached_property
+    def bound_by(self) -> dict[str, float]:
+        """Part of the busy time spent in steps that each resource limits, from a sample of the steps."""
+        seconds: dict[str, float] = defaultdict(float)
+        for shape, duration_ns in self.log.sample.shapes:
+            seconds[self.site.cost.binding(shape)] += duration_ns
+        total = sum(seconds.values())
+        return {name: value / total for name, value in sorted(seconds.items(), key=lambda pair: -pair[1])}
+
+    @cached_property
+    def breakdown(self) -> dict[str, float]:
+        """Part of the busy time by kind of operator, from a sample of the steps."""
+        seconds: dict[str, float] = defaultdict(float)
+        for shape, _ in self.log.sample.shapes:
+            for kind, part in self.site.cost.breakdown(shape).items():
+                seconds[kind] += part
+        total = sum(seconds.values())
+        return {kind: value / total for kind, value in sorted(seconds.items(), key=lambda pair: -pair[1])}
+
+    def step_interval(self, low: str = "0.05", high: str = "0.95") -> tuple[float, float]:
+        """Factors between which the real durations should lie, from the calibration's residuals, weighted by time."""
+        if not self.log.sample.shapes:
+            return 1.0, 1.0
+        factors = np.array([self.site.cost.interval(shape, low, high) for shape, _ in self.log.sample.shapes])
+        weights = np.array([duration_ns for _, duration_ns in self.log.sample.shapes], dtype=float)
+        lower, upper = np.average(factors, axis=0, weights=weights)
+        return float(lower), float(upper)
+
+    def write_requests(self, path: str | Path) -> Path:
+        """Write the per-request table as CSV or, where the name ends in .parquet, as Parquet.
+
+        Raises:
+            InputError: any other ending.
+        """
+        import pandas as pd
+
+        path = Path(path)
+        frame = pd.DataFrame(self.requests)
+        if path.suffix == ".parquet":
+            whole = io.BytesIO()
+            frame.to_parquet(whole, index=False)
+            return write_atomic(path, whole.getvalue())
+        if path.suffix == ".csv":
+            return write_atomic(path, frame.to_csv(index=False, float_format="%.9f"))
+        raise InputError(path, "requests file", path.name, "must end in .csv or .parquet")
+
+    def trace_events(self) -> Iterator[dict[str, Any]]:
+        """Chrome trace events (Perfetto opens them): per replica its steps, and per request queue, prefill and decode.
+
+        Raises:
+            ValueError: the run was made without `record="steps"`.
+        """
+        steps = self.log.steps
+        if steps is None:
+            raise ValueError('no steps were recorded: simulate(..., record="steps")')
+        for replica in range(len(self.log.busy_ns)):
+            yield {"ph": "M", "name": "process_name", "pid": replica, "tid": 0, "args": {"name": f"replica {replica}"}}
+        for i in range(len(steps.replica)):
+            prefill, decode = steps.prefill_tokens[i], steps.decode_requests[i]
+            kind = "mixed" if prefill and decode else "prefill" if prefill else "decode"
+            yield {
+                "ph": "X",
+                "name": kind,
+                "pid": steps.replica[i],
+                "tid": 0,
+                "ts": steps.start_ns[i] / 1e3,
+                "dur": steps.duration_ns[i] / 1e3,
+                "args": {
+                    "prefill_tokens": prefill,
+                    "decode_requests": decode,
+                    "context_tokens": steps.context_tokens[i],
+                    "waiting": steps.waiting[i],
+                    "preempted": steps.preempted[i],
+                },
+            }
+        log = self.log
+        for request, finished_ns in enumerate(log.finished_ns):
+            if finished_ns == NEVER:
+                continue
+            common = {"cat": "request", "id": request, "pid": log.replica[request], "tid": 1}
+            marks = (log.sent_ns[request], log.scheduled_ns[request], log.first_token_ns[request], finished_ns)
+            for name, start_ns, end_ns in zip(("queue", "prefill", "decode"), marks, marks[1:]):
+                yield {"ph": "b", "name": name, "ts": start_ns / 1e3, **common}
+                yield {"ph": "e", "name": name, "ts": end_ns / 1e3, **common}
+
+    def write_trace(self, path: str | Path) -> Path:
+        """Write the timeline for Perfetto or chrome://tracing; gzipped where the name ends in .gz."""
+        import gzip
+
+        events = ",\n".join(json.dumps(event, separators=(",", ":")) for event in self.trace_events())
+        text = '{"displayTimeUnit":"ms","traceEvents":[\n' + events + "\n]}\n"
+        path = Path(path)
+        return write_atomic(path, gzip.compress(text.encode(), mtime=0) if path.suffix == ".gz" else text)
+
+
+def simulate(
+    deployment: Deployment | Site,
+    workload: Workload,
+    *,
+    seed: int = 0,
+    record: Literal["requests", "steps"] = "requests",
+    give_up: Slo | None = None,
+) -> SimulationResult:
+    """Simulate a workload on a deployment until every request is finished or refused.
+
+    Open loop sends requests at their times, a closed loop (`workload.clients`) as its clients are free, a burst or offline
+    job is a workload whose requests all arrive at 0, and a static batch is such a burst that fits in `max_num_seqs`.
+
+    Args:
+        deployment: what serves it.
+        workload: what is sent.
+        seed: of the router's random draws.
+        record: "steps" keeps one entry per step too, for the timeline.
+        give_up: stop as soon as this objective cannot be met any more; `log.gave_up` then says so.
+
+    Raises:
+        InputError: something the deployment names is unknown, or the model does not fit.
+    """
+    site = deployment if isinstance(deployment, Site) else resolve(deployment)
+    if workload.block_hashes and site.deployment.prefix_caching:
+        sizes = sorted((workload.hash_block_tokens, site.deployment.block_tokens))
+        if sizes[1] % sizes[0]:
+            why = f"does not fit prefix identities of {workload.hash_block_tokens} tokens"
+            raise InputError(workload.name, "block_tokens", site.deployment.block_tokens, why)
+    started = time.perf_counter()
+    replicas = site.deployment.replicas
+    cluster = Cluster(
+        workload,
+        [site.new_scheduler() for _ in range(replicas)],
+        site.cost.step_ns,
+        make_router(site.deployment.router, replicas, np.random.default_rng(seed)),
+        block_tokens=site.deployment.block_tokens if site.deployment.prefix_caching else 0,
+        frontend_ns=round(site.engine.host_request_s * 1e9),
+        lag_steps=round(site.engine.scheduling_lag_steps),
+        longest_tokens=site.longest_tokens,
+        record_steps=record == "steps",
+        watch=Watch(give_up, workload.output_tokens) if give_up is not None else None,
+    )
+    log = cluster.run()
+    return SimulationResult(site, workload, log, time.perf_counter() - started)

@@ -1,4 +1,4 @@
-"""Laws both batching policies obey, and those only one of them does."""
+"""Laws every batching policy obeys."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -153,36 +153,6 @@ def test_prefix_hits_change_no_count_of_tokens_emitted(policy: type[_queue.Queue
     assert emitted[0] == emitted[1]
 
 
-@settings(max_examples=150, deadline=None)
-@given(seed=seeds, longest=st.none() | st.integers(1, 4))
-def test_no_decode_waits_for_a_prompt_under_chunked_prefill(seed: int, longest: int | None) -> None:
-    drawn = _queue.example(np.random.default_rng(seed))
-    requests, arrive_at = acceptable(ChunkedPrefill, drawn)
-    scheduler = build(ChunkedPrefill, drawn, max_chunk_tokens=longest)
-    decoding: set[int] = set()
-    for batch, _ in steps(scheduler, requests, arrive_at):
-        chosen = {part.request.id for part in batch.slices}
-        assert decoding <= chosen | {request.id for request in batch.preempted}
-        assert all(part.tokens <= (longest or part.tokens) for part in batch.slices)
-        finishing = {part.request.id for part in batch.slices if part.emits}
-        decoding = {
-            request.id
-            for request in scheduler.running
-            if request.id in finishing and request.generated_tokens + 1 < request.output_tokens
-        }
-
-
-@settings(max_examples=150, deadline=None)
-@given(seed=seeds)
-def test_continuous_batching_never_mixes_and_never_splits(seed: int) -> None:
-    drawn = _queue.example(np.random.default_rng(seed)) | {"prefix_caching": False}
-    requests, arrive_at = acceptable(ContinuousBatching, drawn)
-    for batch, _ in steps(build(ContinuousBatching, drawn), requests, arrive_at):
-        starts = {part.start == 0 for part in batch.slices}
-        assert len(starts) <= 1, "prompts and decodes in one step"
-        assert all(part.emits for part in batch.slices)
-
-
 @pytest.mark.parametrize("component", [CHUNKED_PREFILL, CONTINUOUS_BATCHING], ids=lambda component: component.id)
 def test_the_log_equals_the_slow_model_on_many_draws(component: Procedure) -> None:
     (oracle,) = oracles_of(component)
@@ -197,13 +167,6 @@ def test_the_log_equals_the_slow_model_on_many_draws(component: Procedure) -> No
     assert min(preempted, hits) > 20, "the draws are too tame to show anything"
 
 
-def test_chunks_of_one_prompt_are_bounded_and_equal_the_slow_model() -> None:
-    (oracle,) = oracles_of(CHUNKED_PREFILL)
-    for seed in range(100):
-        drawn = {**CHUNKED_PREFILL.examples(np.random.default_rng(seed)), "max_chunk_tokens": 1 + seed % 4}
-        assert CHUNKED_PREFILL.reference(**drawn) == oracle.function(**drawn), seed
-
-
 @both
 def test_a_request_that_can_never_fit_is_refused_at_once(policy: type[_queue.Queue]) -> None:
     scheduler = policy(KVBlocks(4, 4), max_num_seqs=2, max_num_batched_tokens=64)
@@ -214,13 +177,6 @@ def test_a_request_that_can_never_fit_is_refused_at_once(policy: type[_queue.Que
         with pytest.raises(ValueError, match="at least 1 token"):
             scheduler.add(Request(2, prompt, output))
     assert [request.id for request in scheduler.waiting] == [0]
-
-
-def test_continuous_batching_refuses_what_it_could_not_recompute_in_one_step() -> None:
-    scheduler = ContinuousBatching(KVBlocks(99, 4), max_num_seqs=2, max_num_batched_tokens=16)
-    scheduler.add(Request(0, 10, 7))
-    with pytest.raises(ValueError, match="max_num_batched_tokens=16"):
-        scheduler.add(Request(1, 10, 8))
 
 
 @both
@@ -249,25 +205,3 @@ def test_ending_a_request_early_releases_it_wherever_it_is(policy: type[_queue.Q
     assert (scheduler.blocks.free_blocks, first.generated_tokens, scheduler.running, len(scheduler.waiting)) == (8, 0, [], 0)
     with pytest.raises(ValueError, match="neither"):
         scheduler.finish(second)
-
-
-def test_a_watermark_keeps_blocks_free_on_admission() -> None:
-    blocks = KVBlocks(8, 4)
-    scheduler = ContinuousBatching(blocks, max_num_seqs=4, max_num_batched_tokens=64, watermark_blocks=2)
-    for index in range(3):
-        scheduler.add(Request(index, 12, 2))
-    assert len(scheduler.schedule().slices) == 2
-    assert blocks.free_blocks == 2
-
-
-def test_prefill_is_reused_within_one_pool() -> None:
-    blocks = KVBlocks(16, 4)
-    cache = PrefixCache(blocks)
-    scheduler = ChunkedPrefill(blocks, max_num_seqs=2, max_num_batched_tokens=32, prefix_cache=cache)
-    prompt = list(range(10))
-    for index in range(2):
-        scheduler.add(Request(index, 10, 1, block_hashes(prompt, 4)))
-        batch = scheduler.schedule()
-        assert [(part.start, part.tokens) for part in batch.slices] == [[(0, 10)], [(8, 2)]][index]
-        scheduler.complete(batch)
-    assert (cache.hit_tokens, batch.slices[0].request.cached_tokens) == (8, 8)

@@ -1,0 +1,98 @@
+"""Published names find the right architecture, device, dtype and engine; the rest says why not."""
+
+from __future__ import annotations
+
+import pytest
+
+from llmlab.harness.validation.resolve import (
+    Unsimulated,
+    resolve_device,
+    resolve_engine,
+    resolve_kv_dtype,
+    resolve_model,
+    resolve_weight_dtype,
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "width"),
+    [
+        ("meta-llama3-8b-instruct", 32, 4096),
+        ("meta-llama3-70b-instruct", 80, 8192),
+        ("meta-llama/Llama-2-7b", 32, 4096),
+        ("meta-llama/Llama-2-70b-chat", 80, 8192),
+        ("codellama/CodeLlama-34b-Instruct-hf", 48, 8192),
+        ("nvidia/Llama-3.3-70B-Instruct-FP8", 80, 8192),
+        ("meta-llama/Llama-3.1-405B-Instruct-FP8", 126, 16384),
+        ("RedHatAI/Meta-Llama-3.1-8B-Instruct-FP8-dynamic", 32, 4096),
+        ("mistralai/Mistral-7B", 32, 4096),
+        ("Qwen/Qwen3-14B-AWQ", 40, 5120),
+        ("deepseek-ai/DeepSeek-R1-Distill-Llama-8B", 32, 4096),
+    ],
+)
+def test_a_published_name_finds_its_architecture(name: str, layers: int, width: int) -> None:
+    found = resolve_model(name)
+    assert (found.num_hidden_layers, found.hidden_size) == (layers, width)
+
+
+@pytest.mark.parametrize("name", ["tiiuae/falcon-180B", "openai/gpt-oss-120b", "meta-llama/Llama-9-70B", ""])
+def test_an_unknown_model_says_so(name: str) -> None:
+    with pytest.raises(Unsimulated, match="no description of model"):
+        resolve_model(name)
+
+
+def test_an_unclear_device_is_not_guessed() -> None:
+    assert resolve_device("A100-80GB").name == "A100-SXM-80GB"
+    with pytest.raises(Unsimulated, match="form factor"):
+        resolve_device("H100 (form factor not stated)")
+
+
+@pytest.mark.parametrize(
+    ("stated", "model", "dtype"),
+    [
+        ("fp16 (source says Mixed)", "x", "float16"),
+        ("fp16/bf16", "x", "bfloat16"),
+        ("fp8 (config.json)", "x", "fp8"),
+        ("fp8_block", "x", "fp8_block"),
+        ("", "nvidia/Llama-3.1-8B-Instruct-FP8", "fp8"),
+        ("", "Qwen/Qwen3-14B-AWQ", "int4"),
+        ("", "meta-llama/Llama-2-7b", "bfloat16"),
+        ("nvfp4", "x", "fp4"),
+    ],
+)
+def test_weight_dtypes(stated: str, model: str, dtype: str) -> None:
+    assert resolve_weight_dtype(stated, model) == dtype
+
+
+def test_an_unknown_dtype_is_excluded() -> None:
+    with pytest.raises(Unsimulated, match="ternary"):
+        resolve_weight_dtype("ternary", "x")
+
+
+def test_the_cache_follows_the_engine_where_it_is_not_stated() -> None:
+    assert resolve_kv_dtype("", "fp8", "trtllm") == "fp8"
+    assert resolve_kv_dtype("auto", "fp8", "vllm-v1") == "bfloat16"
+    assert resolve_kv_dtype("bf16", "fp8", "trtllm") == "bfloat16"
+    assert resolve_kv_dtype("", "float16", "trtllm") == "float16"
+
+
+@pytest.mark.parametrize(
+    ("engine", "version", "key"),
+    [
+        ("vllm", "0.15.1", "vllm-v1"),
+        ("vllm", "0.6.3.post2.dev308+gb489fc3c", "vllm-v0"),
+        ("vllm", "main 2024-10", "vllm-v0"),
+        ("vllm", "", "vllm-v1"),
+        ("vllm (2023, Splitwise fork)", "", "vllm-2023"),
+        ("trtllm", "0.9.0", "trtllm"),
+        ("trtllm", "1.0.0rc3", "trtllm-v1"),
+        ("nim-trtllm", "NIM 1.0-era", "nim-trtllm"),
+    ],
+)
+def test_engines_are_told_apart_by_generation(engine: str, version: str, key: str) -> None:
+    assert resolve_engine(engine, version).key == key
+
+
+def test_an_unknown_engine_is_excluded() -> None:
+    with pytest.raises(Unsimulated, match="engine"):
+        resolve_engine("somebody's own", "1")

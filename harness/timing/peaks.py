@@ -1,0 +1,213 @@
+"""Measured peaks of one device: memory bandwidth by working set, arithmetic by dtype and method, kernel latency.
+
+Arithmetic is measured twice where possible: by a register-only loop of fused multiply-adds (what the processor can do) and
+by the libraries' GEMM (what their code path does with it). A library far below the loop has taken a slow path, and a twin
+that "beats" it has beaten that. Each measurement is a `Record` of the family `machine`, kept in the results file and
+found again by the machine's digest.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmlab.harness.machine import Machine, describe
+from llmlab.harness.roofline import Peaks
+from llmlab.harness.timing import results
+from llmlab.harness.timing.measure import give_back_pages, measure, watch
+from llmlab.harness.timing.results import Record
+
+KIB, MIB = 1 << 10, 1 << 20
+CPU_WORKING_SETS = (128 * KIB, 512 * KIB, 2 * MIB, 8 * MIB, 32 * MIB, 128 * MIB, 512 * MIB)
+CUDA_WORKING_SETS = (2 * MIB, 8 * MIB, 32 * MIB, 128 * MIB, 512 * MIB, 4096 * MIB)
+GEMM_SIZE = {"float64": 1536, "float32": 2048, "bfloat16": 2048, "float16": 1024, "int8": 2048}
+Say = Callable[[str], None]
+
+
+def peaks(
+    device: str = "cpu",
+    *,
+    path: str | Path | None = None,
+    fresh: bool = False,
+    quick: bool = False,
+    say: Say = lambda text: None,
+) -> Peaks:
+    """Peaks of this machine's device: from the results file when it holds them, else measured (under 20 s) and stored there.
+
+    Noisy peaks are used only until a quiet measurement replaces them: they are taken again on the next call.
+
+    Args:
+        device: "cpu" or "cuda".
+        path: results file; None keeps nothing.
+        fresh: measure even if the file has them.
+        quick: fewer rounds and smaller products.
+        say: told what is being measured.
+    """
+    machine = describe()
+    if path is not None and not fresh and Path(path).is_file():
+        known = from_records(results.read(path), machine.digest, device)
+        if known is not None and (not known.noisy or quick):
+            return known
+    records = list(measure_peaks(machine, device, quick=quick, say=say))
+    if path is not None:
+        results.append(path, records)
+    found = from_records(records, machine.digest, device)
+    assert found is not None
+    return found
+
+
+def from_records(records: Sequence[Record], machine: str, device: str) -> Peaks | None:
+    """Gather the latest peaks of one machine and device from records, or None when they are not all there."""
+    own = [
+        record
+        for record in results.latest(record for record in records if record.machine == machine).values()
+        if record.component.startswith("machine.") and record.device == device and record.median_s
+    ]
+    bandwidth: dict[float, float] = {}
+    methods: dict[str, dict[str, float]] = {}
+    latency_s = math.nan
+    for record in own:
+        assert record.best_s is not None
+        if record.component == "machine.bandwidth":
+            size, rate = float(record.dims["bytes"]), (record.moved_bytes or 0.0) / record.best_s
+            bandwidth[size] = max(bandwidth.get(size, 0.0), rate)
+        elif record.component == "machine.arithmetic":
+            methods.setdefault(record.dtype, {})[record.implementation] = (record.flops or 0.0) / record.best_s
+        elif record.component == "machine.latency":
+            latency_s = record.best_s
+    if not bandwidth or "float32" not in methods or math.isnan(latency_s):
+        return None
+    return Peaks(
+        device=device,
+        machine=machine,
+        bandwidth=sorted(bandwidth.items()),
+        flops={dtype: max(rates.values()) for dtype, rates in methods.items()},
+        methods=methods,
+        latency_s=latency_s,
+        noisy=any(record.noisy for record in own),
+    )
+
+
+def measure_peaks(machine: Machine, device: str, *, quick: bool = False, say: Say = lambda text: None) -> Iterator[Record]:
+    """Measure every peak of a device; a method this machine lacks is left out."""
+    rounds = {"budget_s": 0.1 if quick else 0.3, "min_rounds": 3 if quick else 5, "max_rounds": 25}
+
+    def record(what: str, shape: str, size: int, dtype: str, method: str, call: Any, flops: float, moved: float) -> Record:
+        timing = measure(call, device=device, **rounds)  # type: ignore[arg-type]
+        return Record(
+            component=f"machine.{what}",
+            shape=shape,
+            dims={"bytes" if what == "bandwidth" else "n": size},
+            dtype=dtype,
+            implementation=method,
+            device=device,
+            device_name=machine.device_name(device),
+            machine=machine.digest,
+            versions=dict(machine.versions),
+            code_path=machine.code_paths.get("numba" if method in ("fma", "read", "triad") else method, ""),
+            threads=machine.threads,
+            correct=True,
+            error=None,
+            checked="a peak has no reference",
+            flops=flops,
+            moved_bytes=moved,
+            median_s=timing.median_s,
+            best_s=timing.best_s,
+            lower_s=timing.lower_s,
+            upper_s=timing.upper_s,
+            rounds=timing.rounds,
+            calls=timing.calls,
+            page_faults=timing.page_faults,
+            noisy=timing.noisy or disturbed,
+            date=results.now(),
+        )
+
+    with watch() as before:
+        time.sleep(0.2)
+    disturbed = before[0].noisy
+    for name, shape, size, dtype, method, make in _cuda_plan(quick) if device == "cuda" else _cpu_plan(machine, quick):
+        say(f"{name} {shape} {dtype} {method}".replace("  ", " "))
+        call, flops, moved = make()
+        yield record(name, shape, size, dtype, method, call, flops, moved)
+        del call
+    give_back_pages()
+
+
+Made = tuple[Callable[[], Any], float, float]
+Planned = tuple[str, str, int, str, str, Callable[[], Made]]
+
+
+def _cpu_plan(machine: Machine, quick: bool) -> Iterator[Planned]:
+    """(what, shape, size, dtype, method, maker of (call, FLOPs, bytes)) for every peak of the processor."""
+    from llmlab.harness.timing import loops
+
+    threads = machine.threads
+    loops.use_threads(threads)
+    yield "latency", "empty parallel region", threads, "", "numba", lambda: (loops.empty_region(threads), 0.0, 0.0)
+    for size in CPU_WORKING_SETS:
+        for method, make in (("read", loops.reading), ("triad", loops.triad)):
+            yield "bandwidth", _size(size), size, "", method, lambda make=make, size=size: make(size, threads)  # type: ignore[misc]
+    for dtype in ("float64", "float32"):
+        yield "arithmetic", "registers", 0, dtype, "fma", lambda dtype=dtype: loops.fused(dtype, threads)  # type: ignore[misc]
+    for dtype in ("float64", "float32"):
+        n = GEMM_SIZE[dtype] // (2 if quick else 1)
+        yield "arithmetic", f"n={n}", n, dtype, "numpy", lambda dtype=dtype, n=n: _numpy_gemm(dtype, n)  # type: ignore[misc]
+    if importlib.util.find_spec("torch") is not None:
+        for dtype, full in GEMM_SIZE.items():
+            n = full // (2 if quick else 1)
+            yield "arithmetic", f"n={n}", n, dtype, "torch", lambda dtype=dtype, n=n: _torch_gemm(dtype, n, "cpu")  # type: ignore[misc]
+
+
+def _cuda_plan(quick: bool) -> Iterator[Planned]:
+    for size in CUDA_WORKING_SETS[: -1 if quick else None]:
+        yield "bandwidth", _size(size), size, "", "copy", lambda size=size: _cuda_copy(size)  # type: ignore[misc]
+    yield "latency", "one tiny kernel", 1, "", "torch", _cuda_launch
+    for dtype in GEMM_SIZE:
+        n = 2048 if dtype == "float64" else 4096 if quick else 8192
+        yield "arithmetic", f"n={n}", n, dtype, "torch", lambda dtype=dtype, n=n: _torch_gemm(dtype, n, "cuda")  # type: ignore[misc]
+
+
+def _size(size: int) -> str:
+    return f"{size // MIB} MiB" if size >= MIB else f"{size // KIB} KiB"
+
+
+def _numpy_gemm(dtype: str, n: int) -> Made:
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal((n, n)).astype(dtype) for _ in range(2))
+    out = np.empty_like(a)
+    return lambda: np.matmul(a, b, out=out), 2.0 * n**3, 3.0 * n * n * a.itemsize
+
+
+def _torch_gemm(dtype: str, n: int, device: str) -> Made:
+    """Random operands: products of zeros run faster on power-limited devices."""
+    import torch
+
+    generator = torch.Generator(device).manual_seed(0)
+    if dtype == "int8":
+        a, b = (torch.randint(-128, 128, (n, n), dtype=torch.int8, device=device, generator=generator) for _ in range(2))
+        return lambda: torch._int_mm(a, b), 2.0 * n**3, 3.0 * n * n
+    kind = getattr(torch, dtype)
+    a, b = (torch.randn(n, n, device=device, generator=generator).to(kind) for _ in range(2))
+    out = torch.empty_like(a)
+    return lambda: torch.mm(a, b, out=out), 2.0 * n**3, 3.0 * n * n * a.element_size()
+
+
+def _cuda_copy(size: int) -> Made:
+    import torch
+
+    source = torch.empty(size // 2, dtype=torch.uint8, device="cuda").random_()
+    target = torch.empty_like(source)
+    return lambda: target.copy_(source), 0.0, float(size)
+
+
+def _cuda_launch() -> Made:
+    import torch
+
+    one = torch.zeros(1, device="cuda")
+    return lambda: one.add_(1.0), 0.0, 8.0

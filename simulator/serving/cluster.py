@@ -3,14 +3,15 @@
 Time is an integer, and the order of what happens at one instant is total, so that another implementation can reproduce every
 event bit for bit:
 
-1. arrivals, by request id;
+1. arrivals, by request id (the order in which requests are sent);
 2. ends of steps, by replica number; within a step, requests in the order of its slices. A closed-loop client whose request
    ends sends the next at once, and that arrival comes before the remaining ends of this instant;
 3. starts of steps, by replica number: a step therefore sees everything that arrived or ended at its instant.
 
 A request arrives at its router `frontend_ns` after it was sent; its tokens reach the client `reply_ns` after the step that
-made them. With `lag_steps` = L the scheduler works ahead of the device: what arrives during step k can join step k + 1 + L
-at the earliest. An idle replica starts at once.
+made them. With `lag_steps` = L the scheduler works ahead of the device: what arrives after step k has started and before the
+next one has can join step k + 1 + L at the earliest, unless the replica runs out of work before. An idle replica starts at
+once.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ NEVER = -1
 class Moment(simpy.Event):
     """An event whose place among those of the same instant is its rank."""
 
-    def trigger(self, delay_ns: int, rank: int) -> Moment:
+    def happens(self, delay_ns: int, rank: int) -> Moment:
         """Let it happen `delay_ns` from now."""
         self._ok = True
         self._value = None
@@ -122,12 +123,14 @@ class Log:
     @classmethod
     def empty(cls, num_requests: int, num_replicas: int, *, record_steps: bool) -> Log:
         """A log in which nothing has happened yet."""
-        never = [NEVER] * num_requests
         return cls(
-            *(list(never) for _ in range(4)),
+            sent_ns=[NEVER] * num_requests,
+            scheduled_ns=[NEVER] * num_requests,
+            first_token_ns=[NEVER] * num_requests,
+            finished_ns=[NEVER] * num_requests,
             cached_tokens=[0] * num_requests,
             preemptions=[0] * num_requests,
-            replica=list(never),
+            replica=[NEVER] * num_requests,
             busy_ns=[0] * num_replicas,
             least_free_blocks=[2**62] * num_replicas,
             steps=Steps() if record_steps else None,
@@ -156,7 +159,7 @@ class Replica:
             return
         self.add(request)
         if self.wake is not None and self.scheduler.waiting:
-            self.wake.trigger(0, self.start_rank)
+            self.wake.happens(0, self.start_rank)
             self.wake = None
 
     def add(self, request: Request) -> None:
@@ -178,7 +181,8 @@ class Replica:
                 if batch.preempted:
                     continue  # the last one left took its own blocks; it is admitted again
                 if self.incoming:
-                    self.incoming.appendleft((0, self.incoming.popleft()[1]))  # nothing runs ahead of it
+                    while self.incoming:  # nothing was scheduled ahead of them
+                        self.add(self.incoming.popleft()[1])
                     continue
                 if scheduler.waiting:
                     raise RuntimeError(f"replica {self.number}: {len(scheduler.waiting)} requests wait and none can run")
@@ -192,9 +196,11 @@ class Replica:
             duration_ns = self.step_ns(shape)
             if self.blocks is not None and (free := self.blocks.free_blocks) < log.least_free_blocks[self.number]:
                 log.least_free_blocks[self.number] = free
-            if batch.prefill or self.step == 1 or batch.preempted:
-                self.note_begun(batch, start_ns)
-            yield Moment(env).trigger(duration_ns, self.end_rank)
+            if batch.prefill:
+                for part in batch.slices:
+                    if part.request.generated_tokens == 0:
+                        self.note_begun(part.request, start_ns)
+            yield Moment(env).happens(duration_ns, self.end_rank)
 
             log.sample.put(log.num_steps, shape, duration_ns)
             log.num_steps += 1
@@ -203,32 +209,32 @@ class Replica:
                 self.note_step(log.steps, batch, start_ns, duration_ns)
             finished = scheduler.complete(batch)
             if batch.emitted:
-                self.note_tokens(batch, start_ns + duration_ns)
+                self.note_tokens(batch, start_ns, start_ns + duration_ns)
             for request in finished:
                 self.cluster.finish(request, self.number)
-            yield Moment(env).trigger(0, self.start_rank)
+            yield Moment(env).happens(0, self.start_rank)
 
-    def note_begun(self, batch: Batch, now_ns: int) -> None:
-        """Record the start of requests that are computed for the first time."""
-        scheduled_ns = self.cluster.log.scheduled_ns
-        for part in batch.slices:
-            if part.request.generated_tokens == 0 and scheduled_ns[part.request.id] == NEVER:
-                scheduled_ns[part.request.id] = now_ns
-                self.cluster.log.cached_tokens[part.request.id] = part.request.cached_tokens
+    def note_begun(self, request: Request, now_ns: int) -> None:
+        """Record the start of the first step that computes a part of a request."""
+        log = self.cluster.log
+        if log.scheduled_ns[request.id] == NEVER:
+            log.scheduled_ns[request.id] = now_ns
+            log.cached_tokens[request.id] = request.cached_tokens
 
-    def note_tokens(self, batch: Batch, now_ns: int) -> None:
+    def note_tokens(self, batch: Batch, start_ns: int, now_ns: int) -> None:
         """Record first tokens and the gaps between tokens; most gaps of a step are equal, so they are counted together."""
         emitted_ns, gaps_ns = self.emitted_ns, self.cluster.log.gaps_ns
         common, count = 0, 0
         for part in batch.slices:
             if part.emits:
-                request = part.request.id
-                gap = now_ns - emitted_ns[request]
-                emitted_ns[request] = now_ns
+                index = part.request.id
+                gap = now_ns - emitted_ns[index]
+                emitted_ns[index] = now_ns
                 if gap == common:
                     count += 1
                 elif gap > now_ns:  # emitted_ns was NEVER
-                    self.cluster.first_token(request, now_ns)
+                    self.note_begun(part.request, start_ns)  # one of a single missing token is no prefill
+                    self.cluster.first_token(index, now_ns)
                 else:
                     if count:
                         gaps_ns[common] = gaps_ns.get(common, 0) + count
@@ -298,7 +304,7 @@ class Cluster:
         for request, sent_ns in enumerate(self.workload.arrival_ns.tolist()):
             delay_ns = sent_ns + self.frontend_ns - int(self.env.now)
             if delay_ns:
-                yield Moment(self.env).trigger(delay_ns, ARRIVAL)
+                yield Moment(self.env).happens(delay_ns, ARRIVAL)
             self.log.sent_ns[request] = sent_ns
             self.deliver(request)
 
@@ -307,7 +313,7 @@ class Cluster:
         if self.sent < len(self.workload):
             request, self.sent = self.sent, self.sent + 1
             self.log.sent_ns[request] = int(self.env.now) + think_ns
-            arrival = Moment(self.env).trigger(think_ns + self.frontend_ns, ARRIVAL)
+            arrival = Moment(self.env).happens(think_ns + self.frontend_ns, ARRIVAL)
             arrival.callbacks.append(lambda _: self.deliver(request))
 
     def deliver(self, index: int) -> None:
@@ -367,4 +373,4 @@ class Cluster:
     def stop(self) -> None:
         """End the run at this instant."""
         if not self.over.triggered:
-            self.over.trigger(0, 0)
+            self.over.happens(0, 0)

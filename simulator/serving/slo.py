@@ -77,7 +77,7 @@ def parse_slo(text: str) -> Slo:
     >>> print(parse_slo("ttft_p99=2s,tpot_p99=50ms"))
     ttft_p99=2s,tpot_p99=0.05s
     """
-    targets = []
+    targets: list[Target] = []
     for clause in text.split(","):
         found = _TARGET.fullmatch(clause)
         if not found:

@@ -244,15 +244,14 @@ def make_workload(spec: WorkloadSpec, seed: int, path: Path) -> Workload:
             hashes = synthetic.cyclic_prompts(
                 prompt_tokens, spec.prefix.prompts, spec.prefix.groups, spec.prefix.tokens, spec.block_tokens
             )
-        closed = isinstance(arrivals, ClosedLoop)
         return Workload(
             arrival_ns,
             prompt_tokens,
             output_tokens,
             hashes,
             spec.block_tokens,
-            clients=arrivals.clients if closed else 0,
-            think_ns=round(arrivals.think_s * 1e9) if closed else 0,
+            clients=arrivals.clients if isinstance(arrivals, ClosedLoop) else 0,
+            think_ns=round(arrivals.think_s * 1e9) if isinstance(arrivals, ClosedLoop) else 0,
             name=path.name,
         )
     except InputError:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from llmlab.reference.errors import InputError
 
@@ -55,28 +57,61 @@ class EngineModel:
         return replace(self, **changes)  # type: ignore[arg-type]
 
 
-ENGINES: Mapping[str, EngineModel] = MappingProxyType(
-    {
-        engine.name: engine
-        for engine in (
-            EngineModel(),
-            EngineModel("vllm", 1.0e-3, 6.0e-6, 4.0e-3, scheduling_lag_steps=1.0),
-            EngineModel("sglang", 0.8e-3, 5.0e-6, 4.0e-3, scheduling_lag_steps=1.0),
-            EngineModel("trtllm", 0.5e-3, 3.0e-6, 3.0e-3, max_num_seqs=512),
-            EngineModel("nim", 0.7e-3, 4.0e-6, 5.0e-3, max_num_seqs=256),
-        )
-    }
-)
+def _key(name: str) -> str:
+    return name.strip().lower().replace("-", "").replace("_", "")
+
+
+def read_engines(path: str | Path) -> dict[str, tuple[EngineModel, tuple[str, ...], Mapping[str, Any]]]:
+    """Read a YAML list of engines: name -> (constants, aliases, what they were fitted on).
+
+    Raises:
+        InputError: the file is not such a list, or a field is unknown, missing or not a number.
+    """
+    import yaml
+
+    path = Path(path)
+    try:
+        records = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise InputError(path, "", path.name, f"cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+        raise InputError(path, "", type(records).__name__, "expected a list of engines")
+    kinds = {item.name: type(item.default) for item in fields(EngineModel)}
+    found = {}
+    for record in records:
+        aliases, fit = record.pop("aliases", []), record.pop("fit", {})
+        if "name" not in record:
+            raise InputError(path, "name", None, "missing")
+        for field, value in record.items():
+            if field not in kinds:
+                raise InputError(path, field, value, f"unknown key of {record['name']}; known: {', '.join(kinds)}")
+            try:
+                record[field] = kinds[field](value)  # YAML 1.1 reads 1e-3 as text
+            except (TypeError, ValueError):
+                raise InputError(path, field, value, f"of {record['name']}: expected {kinds[field].__name__}") from None
+        found[str(record["name"])] = (EngineModel(**record), tuple(aliases), fit)
+    return found
+
+
+_SHIPPED = read_engines(Path(__file__).resolve().parent / "engines.yaml")
+_NAMES = {_key(known): name for name, (_, aliases, _) in _SHIPPED.items() for known in (name, *aliases)}
+
+ENGINES: Mapping[str, EngineModel] = MappingProxyType({name: engine for name, (engine, _, _) in _SHIPPED.items()})
+"""Every shipped engine by name."""
 
 
 def load_engine(name: str) -> EngineModel:
-    """An engine's constants by name.
+    """An engine's constants by name or alias.
 
     Raises:
         InputError: unknown; the message lists the known names.
     """
-    key = name.strip().lower().replace("-", "").replace("_", "")
-    key = {"tensorrtllm": "trtllm", "vllmv1": "vllm", "vllmv0": "vllm"}.get(key, key)
-    if key not in ENGINES:
+    if (known := _NAMES.get(_key(name))) is None:
         raise InputError("engine", "name", name, f"unknown; known: {', '.join(ENGINES)}")
-    return ENGINES[key]
+    return ENGINES[known]
+
+
+def fit_of(name: str) -> Mapping[str, Any]:
+    """On what an engine's constants were fitted; empty where they are estimates."""
+    load_engine(name)
+    return _SHIPPED[_NAMES[_key(name)]][2]

@@ -163,7 +163,7 @@ def normal_cdf(x: Any) -> Any:
 
 
 def _fit_log_tail() -> np.ndarray:
-    """Polynomial (highest power first) for log erfc(t), 0 <= t <= 4.3, which makes erfc to 1e-8; -log erfc is nearly a parabola."""
+    """Polynomial, highest power first, for log erfc(t) on 0 <= t <= 4.3, nearly a parabola; erfc follows to 1e-8."""
     t = 4.3 * (1 - np.cos(np.pi * np.linspace(0, 1, 2001))) / 2
     log_tail = np.log([math.erfc(value) for value in t])
     fitted = np.polynomial.Polynomial.fit(t, log_tail, 11, w=np.exp(0.3 * log_tail) + 0.03)

@@ -80,7 +80,7 @@ SLIDING_WINDOW = Op(
     },
     paper="arXiv:2004.05150",
     backward=sliding_window_backward,
-    options=({}, {"window": 1}, {"window": 3}),
+    options=({}, {"window": 2}, {"window": 5}),
     empty=("B", "T"),
     nonfinite=("q_BTKGH",),
     powers={"B": 1, "S": 0, "K": 1, "G": 1, "H": 1},

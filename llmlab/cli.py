@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -108,6 +109,65 @@ def check_command(
         show(f"{len(rows)} checks, {len(failed)} failed", [{key: row[key] for key in columns} for row in rows])
     if failed:
         raise typer.Exit(1)
+
+
+@app.command("bench")
+def bench_command(
+    ids: Ids = None,
+    backend: Annotated[list[str] | None, typer.Option(help="Only these backends: numba, torch, triton.")] = None,
+    dtype: Annotated[list[str] | None, typer.Option(help="float32 when not given, and bfloat16 on a GPU.")] = None,
+    shape: Annotated[str | None, typer.Option(help="Only shapes whose name holds this text.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="One shape per component, fewer rounds.")] = False,
+    compare: Annotated[
+        Path | None, typer.Option(help="Older results (JSON lines, or a printed --json) to compare with.")
+    ] = None,
+    results: Annotated[Path | None, typer.Option(help="File that accumulates; build/results.jsonl when not given.")] = None,
+    kernel: Annotated[str | None, typer.Option(help="Your own kernel, FILE.py:FUNCTION; needs --op and one --backend.")] = None,
+    op: Annotated[str | None, typer.Option(help="Component that --kernel implements.")] = None,
+    unlocked: Annotated[bool, typer.Option("--unlocked", help="Run libraries without their processor vendor check.")] = False,
+    json_output: Json = False,
+) -> None:
+    """Time components: every implementation side by side, as a fraction of the machine's limit. Exit code 1 if one is wrong."""
+    from llmlab.harness.check import bring
+    from llmlab.harness.timing import bench
+    from llmlab.harness.timing.unlocked import run_unlocked
+
+    if unlocked:
+        raise typer.Exit(run_unlocked(sys.argv[1:]))
+    only = bring(kernel, op, backend[0] if backend and len(backend) == 1 else None) if kernel else None
+    backends = None if kernel else backend
+    with progress_bar("timing") as advance:
+        options = {"dtypes": dtype, "shape": shape, "quick": quick, "compare": compare, "path": results}
+        report = bench.run(ids, backends=backends, only=only, progress=advance, **options)
+    if json_output:
+        emit(report.as_dict())
+    else:
+        for title, rows in bench.tables(bench.table(report.records, report.skipped)):
+            show(title, rows)
+        for title, rows in bench.tables(bench.change_rows(report.changes)):
+            show(f"{title}: against {compare}", rows)
+        console().print(*report.remarks(), f"{len(report.records)} records added to {report.results}", sep="\n")
+    if report.wrong:
+        raise typer.Exit(1)
+
+
+@validate_app.command("serving")
+def validate_serving_command(
+    runs: Annotated[list[Path], typer.Option("--runs", help="CSV (or .csv.gz) of measured rows; may be given several times.")],
+    core: Annotated[bool, typer.Option("--core", help="Only rows marked core: one node, dense Llama family.")] = False,
+    limit: Annotated[int | None, typer.Option(help="At most this many rows, spread over the files.")] = None,
+    json_output: Json = False,
+) -> None:
+    """Simulate every row of published serving measurements; predicted, measured, error, interval, and a summary."""
+    from llmlab.harness.validation.serving import summary_tables, validate_serving
+
+    with progress_bar("simulating") as advance:
+        result = validate_serving(runs, core=core, limit=limit, progress=advance)
+    if json_output:
+        emit(result)
+    else:
+        for title, rows in summary_tables(result):
+            show(title, rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

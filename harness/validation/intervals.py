@@ -59,11 +59,12 @@ def interval_table(rows: Iterable[Mapping[str, Any]], level: float = LEVEL) -> d
     }
 
 
-def interval(table: Mapping[str, Sequence[float]], load_mode: str, metric: str, predicted: float) -> tuple[float, float]:
-    """Low and high for one prediction: the finest group the table has."""
+def interval(
+    table: Mapping[str, Sequence[float]], load_mode: str, metric: str, predicted: float, widening: float = 1.0
+) -> tuple[float, float]:
+    """Low and high for one prediction: the finest group the table has, stretched away from 1 by `widening`."""
     kind = metric_kind(metric)
-    for key in (f"{load_mode}/{kind}", kind, "any"):
-        if key in table:
-            low, high = table[key]
-            return predicted * min(low, 1.0), predicted * max(high, 1.0)
-    return 0.5 * predicted, 2.0 * predicted
+    key = next((key for key in (f"{load_mode}/{kind}", kind, "any") if key in table), None)
+    low, high = table[key] if key is not None else (0.5, 2.0)
+    low, high = min(low, 1.0), max(high, 1.0)
+    return predicted * max(0.05, 1 - (1 - low) * widening), predicted * (1 + (high - 1) * widening)

@@ -1,0 +1,394 @@
+"""`llmlab validate serving`: simulate every row of a table of published measurements and say how far off it was.
+
+One row becomes one deployment and one load, goes through the same scheduler and simulator as everything else, and comes back
+as one prediction per metric with an interval. A row out of reach is excluded with its reason.
+"""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmlab.harness.validation.intervals import interval
+from llmlab.harness.validation.loads import Load, load_of, metrics_of
+from llmlab.harness.validation.resolve import (
+    EngineFacts,
+    Unsimulated,
+    resolve_device,
+    resolve_engine,
+    resolve_kv_dtype,
+    resolve_model,
+    resolve_weight_dtype,
+)
+from llmlab.harness.validation.rows import MeasuredRow, read_rows
+from llmlab.harness.validation.summary import error_figures, grouped
+from llmlab.reference.errors import InputError
+from llmlab.simulator.cost.engine import EngineModel, fit_of, load_engine
+from llmlab.simulator.hardware.profile import PRIOR_WIDENING
+from llmlab.simulator.serving.deployment import Deployment, Site, resolve
+from llmlab.simulator.serving.simulate import SimulationResult, simulate
+
+BLOCK_TOKENS = 16
+INTERVALS = Path(__file__).resolve().parent / "serving_intervals.yaml"
+KEYS = ("row_id", "metric", "measured", "predicted", "low", "high", "source", "fitted")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What one row asks to be simulated."""
+
+    row: MeasuredRow
+    facts: EngineFacts
+    deployment: Deployment
+    load: Load
+
+
+def setup_of(row: MeasuredRow, engines: Mapping[str, EngineModel] | None = None) -> Setup:
+    """Turn a row into a deployment and a load.
+
+    Args:
+        row: what was published.
+        engines: constants to use instead of the shipped ones, by engine key (what a fit varies).
+
+    Raises:
+        Unsimulated: something is unknown, not stated, or not modelled.
+    """
+    load = load_of(row)
+    model, device = resolve_model(row.model), resolve_device(row.gpu)
+    for column, cell in row.unread.items():
+        raise Unsimulated(f"{column}={cell}")
+    devices = row.count("n_gpus")
+    pipeline, data = row.count("pp") or 1, row.count("dp") or 1
+    if pipeline > 1:
+        raise Unsimulated("pipeline parallelism")
+    if data > 1 or row.text("n_instances"):
+        raise Unsimulated("several replicas")
+    tensor = row.count("tp")
+    if tensor is None:
+        if devices != 1:
+            raise Unsimulated("tensor parallelism not stated")
+        tensor = 1
+    if devices is not None and devices != tensor:
+        raise Unsimulated(f"{devices} devices for tensor parallelism {tensor}")
+    if "spec_decode=True" in row.text("other_config") or "speculative" in row.text("notes"):
+        raise Unsimulated("speculative decoding")
+    facts = resolve_engine(row.text("engine"), row.text("engine_version"))
+    weight_dtype = resolve_weight_dtype(row.text("weight_dtype"), row.model)
+    kv_dtype = resolve_kv_dtype(row.text("kv_dtype"), weight_dtype, facts.key)
+    engine = (engines or {}).get(facts.key) or load_engine(facts.key)
+    batched = row.count("max_num_batched_tokens") or facts.max_num_batched_tokens
+    seqs = row.count("max_num_seqs") or facts.max_num_seqs
+    chunked = row.flags.get("chunked_prefill", facts.chunked)
+    caching = row.flags.get("prefix_caching", facts.prefix_caching) and bool(load.workload.block_hashes)
+    blocks = row.count("kv_blocks")
+    block_tokens = row.count("kv_block_size") or BLOCK_TOKENS
+    workload = load.workload
+    longest = int((workload.prompt_tokens + workload.output_tokens).max())
+    if load.whole_batch:
+        # The whole batch starts in one step, and it ran: the memory for it was there.
+        batched = max(int(workload.prompt_tokens.sum()), len(workload))
+        seqs, chunked = len(workload), True
+        blocks = len(workload) * math.ceil(longest / block_tokens) + 1
+    elif not chunked:
+        batched = max(batched, longest)
+    found = re.search(r"gpu_mem_util=(0?\.\d+)", row.text("other_config"))
+    deployment = Deployment(
+        model=model.name,
+        device=device.name,
+        tensor_parallel=tensor,
+        scheduler="chunked_prefill" if chunked else "continuous_batching",
+        max_num_seqs=min(seqs, batched),
+        max_num_batched_tokens=batched,
+        block_tokens=block_tokens,
+        gpu_memory_utilization=float(found.group(1)) if found else 0.9,
+        prefix_caching=caching,
+        weight_dtype=weight_dtype,
+        kv_dtype=kv_dtype,
+        engine=engine,
+        kv_blocks=blocks,
+        max_model_tokens=0,
+        router="round_robin",
+    )
+    return Setup(row, facts, deployment, load)
+
+
+def _site(setup: Setup) -> Site:
+    """Size the deployment; an engine that reserves whole outputs runs no more requests than fit to their ends."""
+    try:
+        site = resolve(setup.deployment)
+    except InputError as error:
+        if error.field == "memory":
+            raise Unsimulated("does not fit: " + error.why.removeprefix("does not fit: ")) from None
+        raise Unsimulated(str(error)) from None
+    if setup.facts.reserves_outputs and not setup.load.whole_batch:
+        lengths = setup.load.workload.prompt_tokens + setup.load.workload.output_tokens
+        fit = int(site.kv_blocks // math.ceil(float(lengths.mean()) / setup.deployment.block_tokens))
+        if fit < 1:
+            raise Unsimulated("does not fit: one request's keys and values exceed the memory left")
+        site = replace(site, max_num_seqs=min(site.max_num_seqs, fit))
+    return site
+
+
+def _statistics(name: str, values: np.ndarray) -> dict[str, float]:
+    kept = values[np.isfinite(values)] * 1e3
+    if not len(kept):
+        return {}
+    quantiles = {f"{name}_p{p}_ms": float(np.quantile(kept, p / 100)) for p in (50, 90, 95, 99)}
+    return {f"{name}_mean_ms": float(kept.mean()), **quantiles}
+
+
+def _gaps(gaps_ns: Mapping[int, int]) -> np.ndarray:
+    """Inter-token gaps in seconds, thinned to what quantiles need."""
+    gaps = np.array(sorted(gaps_ns))
+    counts = np.array([gaps_ns[gap] for gap in gaps.tolist()])
+    if not len(gaps):
+        return np.empty(0)
+    return np.repeat(gaps, np.maximum(1, np.rint(counts * min(1.0, 2e5 / counts.sum())).astype(int))) / 1e9
+
+
+def measure(result: SimulationResult, load: Load, devices: int) -> dict[str, float]:
+    """What the source would have printed for this run, by column name; latencies in ms.
+
+    In a closed loop the rate follows from Little's law, clients / mean time in the system; else it is what was finished
+    over the time from the first request to the last token.
+    """
+    table = {name: values[load.warmup :] for name, values in result.requests.items()}
+    done = np.isfinite(table["e2e_s"])
+    if not done.any():
+        return {}
+    found: dict[str, float] = {}
+    for name in ("ttft", "tpot", "e2e"):
+        found |= _statistics(name, table[f"{name}_s"])
+    found |= _statistics("itl", _gaps(result.log.gaps_ns))
+    if clients := load.workload.clients:
+        requests_per_s = clients / float(np.mean(table["e2e_s"][done]))
+    else:
+        ends = table["arrival_s"][done] + table["e2e_s"][done]
+        requests_per_s = int(done.sum()) / float(ends.max() - table["arrival_s"].min())
+    outputs, prompts = float(table["output_tokens"][done].mean()), float(table["prompt_tokens"][done].mean())
+    found["req_per_s"] = requests_per_s
+    found["out_tok_per_s"] = requests_per_s * outputs
+    found["out_tok_per_s_per_gpu"] = requests_per_s * outputs / devices
+    found["total_tok_per_s"] = requests_per_s * (outputs + prompts)
+    return found
+
+
+def predict(row: MeasuredRow, engines: Mapping[str, EngineModel] | None = None) -> dict[str, float]:
+    """Simulate one row; every metric of its load by column name.
+
+    Raises:
+        Unsimulated: the row is out of reach, with the reason.
+    """
+    setup = setup_of(row, engines)
+    result = simulate(_site(setup), setup.load.workload)
+    if refused := len(result.log.refused):
+        raise Unsimulated(
+            f"{refused} of {len(setup.load.workload)} requests refused: {next(iter(result.log.refused.values()))}"
+        )
+    return measure(result, setup.load, setup.deployment.devices)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one row: its figures, or the reason why there are none."""
+
+    row: MeasuredRow
+    figures: Mapping[str, float]
+    reason: str = ""
+
+
+def _outcome(row: MeasuredRow) -> Outcome:
+    try:
+        return Outcome(row, predict(row))
+    except Unsimulated as reason:
+        return Outcome(row, {}, str(reason))
+
+
+def _weight(row: MeasuredRow) -> float:
+    """Roughly how long a row takes to simulate: the tokens of its load."""
+    requests = row.stated.get("concurrency") or row.stated.get("batch_size") or min(row.stated.get("num_requests", 1), 3000)
+    return requests * row.stated.get("osl", 1)
+
+
+Progress = Callable[[str, int, int], None]
+"""Told what is being done, how much of it is done and how much there is."""
+
+
+def _silent(name: str, done: int, total: int) -> None:
+    """No progress display."""
+
+
+def outcomes(rows: Sequence[MeasuredRow], *, workers: int | None = None, progress: Progress = _silent) -> list[Outcome]:
+    """Simulate rows on a pool of processes, the longest first; the results are in the rows' order."""
+    workers = min(workers or len(os.sched_getaffinity(0)), len(rows))
+    order = sorted(range(len(rows)), key=lambda i: -_weight(rows[i]))
+    found: list[Outcome | None] = [None] * len(rows)
+
+    def keep(results: Iterable[Outcome]) -> None:
+        progress("", 0, len(rows))
+        for number, (i, outcome) in enumerate(zip(order, results), start=1):
+            found[i] = outcome
+            progress(outcome.row.source, number, len(rows))
+
+    if workers <= 1 or sum(map(_weight, rows)) < 2e6:
+        keep(map(_outcome, (rows[i] for i in order)))
+    else:
+        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+            keep(pool.map(_outcome, [rows[i] for i in order], chunksize=4))
+    return [outcome for outcome in found if outcome is not None]
+
+
+def _intervals() -> Mapping[str, Any]:
+    """Residual quantiles of the rows the engine constants were fitted on (see `fit_engines`)."""
+    import yaml
+
+    return yaml.safe_load(INTERVALS.read_text())["quantiles"]
+
+
+def predictions(found: Sequence[Outcome], quantiles: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
+    """One labelled record per row and metric; latencies in ms, rates per second."""
+    records = []
+    for outcome in found:
+        row = outcome.row
+        if outcome.reason:
+            continue
+        engine = resolve_engine(row.text("engine"), row.text("engine_version")).key
+        device, model = resolve_device(row.gpu), resolve_model(row.model)
+        for metric in metrics_of(row):
+            if (predicted := outcome.figures.get(metric)) is None:
+                continue
+            low, high = interval(quantiles, row.load_mode, metric, predicted, 1.0 if device.fitted else PRIOR_WIDENING)
+            records.append(
+                {
+                    "row_id": row.row_id,
+                    "metric": metric,
+                    "measured": row.measured.get(metric),
+                    "predicted": predicted,
+                    "low": low,
+                    "high": high,
+                    "source": row.source,
+                    "fitted": bool(fit_of(engine)),
+                    "load_mode": row.load_mode,
+                    "device": device.name,
+                    "model": model.name.rpartition("/")[2],
+                    "engine": engine,
+                    "scored": row.scored,
+                }
+            )
+    return records
+
+
+def summary(rows: Sequence[MeasuredRow], found: Sequence[Outcome], records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Counts, the reasons of exclusion, and error figures over all and per source, load mode, device, model and engine."""
+    scored = [record for record in records if record["scored"]]
+    reasons = Counter(outcome.reason for outcome in found if outcome.reason)
+    return {
+        "rows": len(rows),
+        "simulated": sum(not outcome.reason for outcome in found),
+        "excluded": sum(reasons.values()),
+        "unscored": len({record["row_id"] for record in records if not record["scored"]}),
+        "excluded_reasons": [{"reason": reason, "count": count} for reason, count in reasons.most_common()],
+        "overall": error_figures(scored),
+        "by_metric": grouped(scored, "load_mode", "metric"),
+        "by_source": grouped(scored, "source", "load_mode", "metric"),
+        "by_device": grouped(scored, "device", "load_mode", "metric"),
+        "by_model": grouped(scored, "model", "load_mode", "metric"),
+        "by_engine": grouped(scored, "engine", "load_mode", "metric"),
+    }
+
+
+def validate_serving(
+    paths: Sequence[str | Path],
+    *,
+    core: bool = False,
+    limit: int | None = None,
+    workers: int | None = None,
+    progress: Progress = _silent,
+) -> dict[str, Any]:
+    """Predict every row of these files and compare with what was measured.
+
+    Args:
+        paths: files of measured rows.
+        core: only rows the file marks as core (one node, dense Llama family, well described).
+        limit: at most this many rows, spread evenly over the files.
+        workers: processes; one per core where None.
+        progress: called after each row.
+
+    Returns:
+        {rows, excluded, summary}: `rows` one {row_id, metric, measured or None, predicted, low, high, source, fitted} per
+        metric, `excluded` one {row_id, reason} per row out of reach.
+
+    Raises:
+        InputError: a file is malformed, nothing is left to predict, or a row id appears in two files.
+    """
+    rows: list[MeasuredRow] = []
+    seen: dict[str, str] = {}
+    for path in paths:
+        for row in read_rows(path):
+            if row.row_id in seen:
+                raise InputError(path, "row_id", row.row_id, f"is also in {seen[row.row_id]}")
+            seen[row.row_id] = str(path)
+            if not core or row.flags.get("core", False):
+                rows.append(row)
+    if not rows:
+        raise InputError(", ".join(map(str, paths)), "core", True, "no row is marked as core")
+    if limit is not None:
+        if limit < 1:
+            raise InputError("validate serving", "limit", limit, "must be at least 1")
+        rows = [rows[i] for i in np.unique(np.linspace(0, len(rows) - 1, min(limit, len(rows))).round().astype(int))]
+    found = outcomes(rows, workers=workers, progress=progress)
+    records = predictions(found, _intervals())
+    return {
+        "rows": [{key: record[key] for key in KEYS} for record in records],
+        "excluded": [{"row_id": outcome.row.row_id, "reason": outcome.reason} for outcome in found if outcome.reason],
+        "summary": summary(rows, found, records),
+    }
+
+
+def summary_tables(result: Mapping[str, Any], *, most_rows: int = 40) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Titled tables for people: rows (where there are few), errors per group, and what was excluded and why."""
+    counts = result["summary"]
+    tables: list[tuple[str, list[dict[str, Any]]]] = []
+    if 0 < len(result["rows"]) <= most_rows:
+        tables.append((f"{len(result['rows'])} predictions", [_shown(row) for row in result["rows"]]))
+    for label in ("metric", "source", "device", "model"):
+        if lines := counts[f"by_{label}"]:
+            tables.append((f"errors by {label}, in %", [_percents(line) for line in lines]))
+    tables.append(
+        (
+            f"{counts['rows']} rows: {counts['simulated']} simulated ({counts['unscored']} of them too ambiguous to score), "
+            f"{counts['excluded']} excluded",
+            counts["excluded_reasons"],
+        )
+    )
+    return tables
+
+
+def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
+    measured = row["measured"]
+    return {
+        "row": row["row_id"],
+        "metric": row["metric"],
+        "measured": "-" if measured is None else measured,
+        "predicted": row["predicted"],
+        "interval": f"{row['low']:.4g} .. {row['high']:.4g}",
+        "error %": f"{100 * (row['predicted'] / measured - 1):+.1f}" if measured else "-",
+        "inside": "-" if measured is None else row["low"] <= measured <= row["high"],
+    }
+
+
+def _percents(line: Mapping[str, Any]) -> dict[str, Any]:
+    names = {"mean_abs_error": "mean", "median_abs_error": "median", "p90_abs_error": "p90", "bias": "bias"}
+    labels = {key: value for key, value in line.items() if isinstance(value, str)}
+    errors = {short: f"{100 * line[name]:.1f}" for name, short in names.items()}
+    return {**labels, "n": line["n"], **errors, "in interval": f"{100 * line['coverage']:.0f}"}

@@ -14,12 +14,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llmlab.kernels.twin import twin
 from llmlab.reference.models._blocks import rotary_frequencies
 from llmlab.reference.models._config import ModelConfig
 from llmlab.reference.models._weights import check_weights
+from llmlab.reference.models.llama import LLAMA
 
 Cache = list[tuple[Tensor, Tensor]]
 """Per layer: a pool of keys and one of values, each [blocks, tokens of a block, K, H]."""
+
+
+@twin(LLAMA, backend="torch")
+def llama(config: ModelConfig, weights: Mapping[str, Any], ids_BT: Any) -> Tensor:
+    """Score every next token of whole sequences, in the weights' dtype and on their device; return logits_BTV."""
+    table_VD = torch.as_tensor(weights["model.embed_tokens.weight"])
+    model = LlamaTorch(config, weights, device=table_VD.device, dtype=table_VD.dtype)
+    return model.logits(torch.as_tensor(ids_BT))
 
 
 class _Layer:

@@ -1,0 +1,120 @@
+"""Llama 1, 2 and 3 (Touvron et al. 2023, arXiv:2302.13971 and 2307.09288; Grattafiori et al. 2024, arXiv:2407.21783).
+
+A pre-norm transformer: RMSNorm, rotary positions (Llama 3.1 scales their frequencies), grouped-query attention, SwiGLU.
+The blocks are shared with the family's other models. Axes: B batch, T new position, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from llmlab.reference.models._blocks import Cache, decoder, dense_cost, gated_feed_forward
+from llmlab.reference.models._config import ModelConfig
+from llmlab.reference.models._weights import Weights, check_weights, random_weights
+from llmlab.reference.op import Procedure
+
+
+def llama(config: ModelConfig, weights: Weights, ids_BT: np.ndarray) -> np.ndarray:
+    """Score every next token of whole sequences; return logits_BTV in the weights' dtype.
+
+    Weights go by their Hugging Face names and are [out, in]; rotated pairs are half-split (r, r + H/2), as in those files.
+
+    Raises:
+        ValueError: another model_type, a weight that is missing or misshapen, a token id outside the vocabulary.
+
+    >>> config = ModelConfig("one", "llama", 2, 2, 1, 1, 1, 2, vocab_size=3)
+    >>> zeros = {name: np.zeros(shape) for name, shape in config.weight_shapes().items()}
+    >>> llama(config, zeros, np.array([[0, 2]])).shape
+    (1, 2, 3)
+    """
+    check_weights(config, weights)
+    return llama_step(config, weights, ids_BT)[0]
+
+
+def llama_step(
+    config: ModelConfig, weights: Weights, ids_BT: np.ndarray, past: Cache | None = None
+) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
+    """Continue sequences by T tokens; return (logits_BTV, present), `present` being the next call's `past`.
+
+    Prefill is the first call, decode a call with T = 1; cutting a text anywhere gives the same logits.
+
+    Raises:
+        ValueError: another model_type, a token id outside the vocabulary.
+    """
+    if config.model_type != "llama":
+        raise ValueError(f"{config.name}: model_type={config.model_type!r} is not llama")
+    return decoder(config, weights, ids_BT, past, feed_forward=gated_feed_forward)
+
+
+_LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+_TINY: dict[str, dict[str, Any]] = {
+    "llama-2": {"num_attention_heads": 3, "num_key_value_heads": 3},
+    "llama-3": {"num_attention_heads": 6, "num_key_value_heads": 2, "rope_theta": 500000.0, "rope_scaling": _LLAMA3_ROPE},
+    "tied": {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 12, "tie_word_embeddings": True},
+    "biases": {"num_attention_heads": 4, "num_key_value_heads": 2, "attention_bias": True, "mlp_bias": True},
+}
+
+
+def tiny_config(kind: str) -> ModelConfig:
+    """A two-layer architecture that has what "llama-2", "llama-3", "tied" or "biases" says, at sizes that are not round."""
+    sizes = {"hidden_size": 24, "intermediate_size": 29, "num_hidden_layers": 2, "vocab_size": 37, "rms_norm_eps": 1e-5}
+    return ModelConfig.from_dict({"model_type": "llama", **sizes, **_TINY[kind]}, f"tiny {kind}")
+
+
+def _examples(rng: np.random.Generator) -> dict[str, Any]:
+    config = tiny_config(str(rng.choice(list(_TINY))))
+    drawn = random_weights(config, rng, std=0.2)  # large enough that a wrong scale shows in the logits
+    ids_BT = rng.integers(0, config.vocab_size, (int(rng.integers(1, 4)), int(rng.integers(1, 12))))
+    return {"config": config, "weights": {name: w.astype(np.float64) for name, w in drawn.items()}, "ids_BT": ids_BT}
+
+
+def same_logits(expected: np.ndarray, actual: np.ndarray) -> bool:
+    """Computed in float64, equal to the last bits of a float32: 8 of its units at the largest logit.
+
+    What each dtype may err is checked where the dtype is known, against the formula's own error in it.
+    """
+    expected, actual = np.asarray(expected, np.float64), np.asarray(actual, np.float64)
+    if expected.shape != actual.shape:
+        return False
+    allowed = 8 * np.finfo(np.float32).eps * np.abs(expected).max(initial=0.0)
+    return bool(np.all(np.abs(expected - actual) <= allowed))
+
+
+def _drawn(config: ModelConfig, B: int, T: int) -> Any:
+    def make(rng: np.random.Generator) -> dict[str, Any]:
+        ids_BT = rng.integers(0, config.vocab_size, (B, T))
+        return {"config": config, "weights": random_weights(config, rng), "ids_BT": ids_BT}
+
+    return make
+
+
+_SMALL = ModelConfig.from_dict(
+    {
+        "model_type": "llama",
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "vocab_size": 49152,
+        "tie_word_embeddings": True,
+    },
+    "four layers of smollm-135m",
+)
+
+LLAMA = Procedure(
+    reference=llama,
+    examples=_examples,
+    paper="arXiv:2302.13971",
+    same=same_logits,
+    cost=dense_cost,
+    shapes={"four layers of smollm-135m, prefill 128": _drawn(_SMALL, 1, 128)},
+)

@@ -164,7 +164,7 @@ class Engine:
         sampler: chooses tokens from logits; greedy unless said.
         clock: seconds; only differences matter.
 
-    The engine is used up by `run`: start each run with a fresh scheduler (`Engine(model, scheduler)` again).
+    A second `run` finds the prefix cache as the first one left it; ids go on counting.
     """
 
     def __init__(
@@ -182,6 +182,7 @@ class Engine:
         self.progress: dict[int, Progress] = {}
         self.refused: dict[int, str] = {}
         self.steps: list[Step] = []
+        self._next_id = 0
         self._begun = clock()
 
     def now(self) -> float:
@@ -194,12 +195,13 @@ class Engine:
         Raises:
             InputError: an empty prompt, or no token wanted.
         """
-        index = len(self.progress) + len(self.refused)
+        index = self._next_id
         if not len(job.prompt) or job.output_tokens < 1:
             field_, value = ("output_tokens", job.output_tokens) if len(job.prompt) else ("prompt", [])
             raise InputError(f"job {index}", field_, value, "must hold at least one token")
         hashes = block_hashes(job.prompt, self.block_tokens) if self.scheduler.prefix_cache is not None else ()
         request = Request(index, len(job.prompt), job.output_tokens, hashes)
+        self._next_id += 1
         try:
             self.scheduler.add(request)
         except ValueError as reason:
@@ -244,19 +246,20 @@ class Engine:
         waiting = deque(jobs)
         with _quiet_python():
             self._begun = self.clock()
-            self.steps.clear()
+            self.steps, self.refused, first = [], {}, self._next_id
             if clients is None:
                 self._open_loop(waiting)
             else:
                 self._closed_loop(waiting, clients)
             wall_s = self.now()
+        served = {index: progress for index, progress in self.progress.items() if index >= first}
         return Run(
-            requests=[progress.row() for progress in self.progress.values()],
-            steps=list(self.steps),
-            outputs={index: progress.generated for index, progress in self.progress.items()},
-            token_s={index: progress.token_s for index, progress in self.progress.items()},
+            requests=[progress.row() for progress in served.values()],
+            steps=self.steps,
+            outputs={index: progress.generated for index, progress in served.items()},
+            token_s={index: progress.token_s for index, progress in served.items()},
             wall_s=wall_s,
-            refused=dict(self.refused),
+            refused=self.refused,
         )
 
     def _open_loop(self, waiting: deque[Job]) -> None:

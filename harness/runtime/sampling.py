@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
 from torch import Tensor
 
 Sampler = Callable[[Tensor, Sequence[tuple[int, int]]], list[int]]

@@ -60,7 +60,8 @@ def progress_bar(what: str) -> Iterator[Callable[[str, int, int], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    screen = Console(stderr=True)
+    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bar:
         task = bar.add_task(what, total=None)
         yield lambda name, done, total: bar.update(task, description=f"{what} {name}", completed=done, total=total)
 
@@ -137,8 +138,17 @@ def bench_command(
     only = bring(kernel, op, backend[0] if backend and len(backend) == 1 else None) if kernel else None
     backends = None if kernel else backend
     with progress_bar("timing") as advance:
-        options = {"dtypes": dtype, "shape": shape, "quick": quick, "compare": compare, "path": results}
-        report = bench.run(ids, backends=backends, only=only, progress=advance, **options)
+        report = bench.run(
+            ids,
+            backends=backends,
+            dtypes=dtype,
+            shape=shape,
+            quick=quick,
+            compare=compare,
+            only=only,
+            path=results,
+            progress=advance,
+        )
     if json_output:
         emit(report.as_dict())
     else:
@@ -167,6 +177,76 @@ def validate_serving_command(
         emit(result)
     else:
         for title, rows in summary_tables(result):
+            show(title, rows)
+
+
+@simulate_app.command("serve")
+def simulate_serve_command(
+    model: Annotated[str, typer.Option(help="Preset name, or path of a Hugging Face config.json.")],
+    gpu: Annotated[str, typer.Option(help="Device name such as h100, or a profile made by `llmlab calibrate`.")],
+    workload: Annotated[Path, typer.Option(help="Trace (.csv, .csv.gz) or workload file (.yaml).")],
+    tp: Annotated[int, typer.Option(help="Devices per replica (tensor parallel).")] = 1,
+    replicas: Annotated[int, typer.Option(help="Equal copies behind the router.")] = 1,
+    slo: Annotated[str | None, typer.Option(help="Objective, for goodput: ttft_p99=2s,tpot_p99=50ms.")] = None,
+    scheduler: Annotated[str, typer.Option(help="chunked_prefill or continuous_batching.")] = "chunked_prefill",
+    router: Annotated[
+        str, typer.Option(help="round_robin, random, least_outstanding, power_of_two or prefix_affinity.")
+    ] = "least_outstanding",
+    engine: Annotated[str, typer.Option(help="Whose host constants: vllm, sglang, trtllm, nim, generic.")] = "vllm",
+    max_num_seqs: Annotated[int | None, typer.Option(help="Requests a replica runs at once.")] = None,
+    max_num_batched_tokens: Annotated[int | None, typer.Option(help="Tokens of one step: the prefill chunk.")] = None,
+    gpu_memory_utilization: Annotated[float, typer.Option(help="Part of the device memory the engine may fill.")] = 0.9,
+    prefix_caching: Annotated[bool, typer.Option(help="Reuse the KV cache of equal prefixes.")] = True,
+    weight_dtype: Annotated[str, typer.Option(help="bfloat16, fp8, int8, int4, ...")] = "bfloat16",
+    kv_dtype: Annotated[str, typer.Option(help="bfloat16, fp8, ...")] = "bfloat16",
+    first: Annotated[int | None, typer.Option(help="Only the first N requests.")] = None,
+    rate_factor: Annotated[float, typer.Option(help="Let requests arrive this many times as fast.")] = 1.0,
+    clients: Annotated[
+        int | None, typer.Option(help="Closed loop: N clients send the same requests as they are answered.")
+    ] = None,
+    price: Annotated[float | None, typer.Option(help="US dollars per device and hour; a dated default when not given.")] = None,
+    seed: Annotated[int, typer.Option(help="Of every random draw.")] = 0,
+    out_requests: Annotated[Path | None, typer.Option(help="Write the per-request table (.csv or .parquet).")] = None,
+    trace: Annotated[Path | None, typer.Option(help="Write a timeline for Perfetto (.json or .json.gz).")] = None,
+    json_output: Json = False,
+) -> None:
+    """Simulate a workload on a deployment: latencies, throughput, utilization, cost; per-request table; timeline."""
+    from llmlab.simulator.serving.deployment import Deployment
+    from llmlab.simulator.serving.run import describe, rows_of, run_files
+
+    deployment = Deployment(
+        model,
+        gpu,
+        tp,
+        replicas,
+        scheduler,
+        max_num_seqs,
+        max_num_batched_tokens,
+        gpu_memory_utilization=gpu_memory_utilization,
+        prefix_caching=prefix_caching,
+        weight_dtype=weight_dtype,
+        kv_dtype=kv_dtype,
+        engine=engine,
+        router=router,
+        price_usd_per_hour=price,
+    )
+    with progress_bar("simulating") as advance:
+        result, objective = run_files(
+            deployment,
+            workload,
+            slo=slo,
+            first=first,
+            rate_factor=rate_factor,
+            clients=clients,
+            seed=seed,
+            out_requests=out_requests,
+            trace=trace,
+            progress=lambda done, total: advance("requests", done, total),
+        )
+    if json_output:
+        emit(describe(result, objective))
+    else:
+        for title, rows in rows_of(result, objective):
             show(title, rows)
 
 

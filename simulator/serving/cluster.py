@@ -271,7 +271,9 @@ class Cluster:
         longest_tokens: int | None = None,
         record_steps: bool = False,
         watch: Watch | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> None:
+        self.progress = progress
         self.longest_tokens = longest_tokens
         self.workload, self.router, self.watch = workload, router, watch
         self.block_tokens, self.frontend_ns, self.reply_ns = block_tokens, frontend_ns, reply_ns
@@ -360,6 +362,8 @@ class Cluster:
     def one_less(self) -> None:
         """Stop when the last one is done; in a closed loop its client goes on."""
         self.unfinished -= 1
+        if self.progress is not None and self.unfinished % 64 == 0:
+            self.progress(len(self.workload) - self.unfinished, len(self.workload))
         if not self.unfinished:
             self.stop()
         elif self.workload.clients:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
+import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,11 +19,26 @@ import numpy as np
 from llmlab.reference.errors import InputError
 from llmlab.reference.files import write_atomic
 from llmlab.reference.serving.router import make_router
+from llmlab.simulator.cost.batch import BatchShape
 from llmlab.simulator.serving import metrics
 from llmlab.simulator.serving.cluster import NEVER, Cluster, Log
 from llmlab.simulator.serving.deployment import Deployment, Site, resolve
 from llmlab.simulator.serving.slo import Slo, Watch
 from llmlab.simulator.workload.workload import Workload
+
+REQUEST_ENDINGS = (".csv", ".parquet")
+TRACE_ENDINGS = (".json", ".json.gz")
+
+
+def check_ending(path: str | Path, endings: Sequence[str]) -> None:
+    """Refuse a file name before anything is computed for it.
+
+    Raises:
+        InputError: the name has none of these endings.
+    """
+    name = Path(path).name
+    if not name.endswith(tuple(endings)):
+        raise InputError(path, "file name", name, f"must end in {' or '.join(endings)}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,14 +116,13 @@ class SimulationResult:
         import pandas as pd
 
         path = Path(path)
+        check_ending(path, REQUEST_ENDINGS)
         frame = pd.DataFrame(self.requests)
         if path.suffix == ".parquet":
             whole = io.BytesIO()
             frame.to_parquet(whole, index=False)
             return write_atomic(path, whole.getvalue())
-        if path.suffix == ".csv":
-            return write_atomic(path, frame.to_csv(index=False, float_format="%.9f"))
-        raise InputError(path, "requests file", path.name, "must end in .csv or .parquet")
+        return write_atomic(path, frame.to_csv(index=False, float_format="%.9f"))
 
     def trace_events(self) -> Iterator[dict[str, Any]]:
         """Chrome trace events (Perfetto opens them): per replica its steps, and per request queue, prefill and decode.
@@ -149,11 +165,10 @@ class SimulationResult:
 
     def write_trace(self, path: str | Path) -> Path:
         """Write the timeline for Perfetto or chrome://tracing; gzipped where the name ends in .gz."""
-        import gzip
-
+        path = Path(path)
+        check_ending(path, TRACE_ENDINGS)
         events = ",\n".join(json.dumps(event, separators=(",", ":")) for event in self.trace_events())
         text = '{"displayTimeUnit":"ms","traceEvents":[\n' + events + "\n]}\n"
-        path = Path(path)
         return write_atomic(path, gzip.compress(text.encode(), mtime=0) if path.suffix == ".gz" else text)
 
 
@@ -164,6 +179,8 @@ def simulate(
     seed: int = 0,
     record: Literal["requests", "steps"] = "requests",
     give_up: Slo | None = None,
+    stretch: float = 1.0,
+    progress: Callable[[int, int], None] | None = None,
 ) -> SimulationResult:
     """Simulate a workload on a deployment until every request is finished or refused.
 
@@ -176,10 +193,16 @@ def simulate(
         seed: of the router's random draws.
         record: "steps" keeps one entry per step too, for the timeline.
         give_up: stop as soon as this objective cannot be met any more; `log.gave_up` then says so.
+        stretch: every step takes this many times as long as the cost model says; an end of `step_interval` gives a pessimistic
+            or an optimistic run.
+        progress: called now and then with (requests done, requests).
 
     Raises:
         InputError: something the deployment names is unknown, or the model does not fit.
+        ValueError: `stretch` is not positive.
     """
+    if not 0 < stretch < math.inf:
+        raise ValueError(f"stretch={stretch} must be positive")
     site = deployment if isinstance(deployment, Site) else resolve(deployment)
     if workload.block_hashes and site.deployment.prefix_caching:
         sizes = sorted((workload.hash_block_tokens, site.deployment.block_tokens))
@@ -188,10 +211,16 @@ def simulate(
             raise InputError(workload.name, "block_tokens", site.deployment.block_tokens, why)
     started = time.perf_counter()
     replicas = site.deployment.replicas
+    step_ns = site.cost.step_ns
+    if stretch != 1.0:
+
+        def step_ns(shape: BatchShape) -> int:
+            return math.ceil(stretch * site.cost.step_ns(shape))
+
     cluster = Cluster(
         workload,
         [site.new_scheduler() for _ in range(replicas)],
-        site.cost.step_ns,
+        step_ns,
         make_router(site.deployment.router, replicas, np.random.default_rng(seed)),
         block_tokens=site.deployment.block_tokens if site.deployment.prefix_caching else 0,
         frontend_ns=round(site.engine.host_request_s * 1e9),
@@ -199,6 +228,7 @@ def simulate(
         longest_tokens=site.longest_tokens,
         record_steps=record == "steps",
         watch=Watch(give_up, workload.output_tokens) if give_up is not None else None,
+        progress=progress,
     )
     log = cluster.run()
     return SimulationResult(site, workload, log, time.perf_counter() - started)

@@ -1,0 +1,143 @@
+"""From files to files: what `llmlab simulate serve` does between parsing and printing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from llmlab.reference.errors import InputError
+from llmlab.simulator.serving.deployment import Deployment, resolve
+from llmlab.simulator.serving.metrics import STATISTICS
+from llmlab.simulator.serving.simulate import REQUEST_ENDINGS, TRACE_ENDINGS, SimulationResult, check_ending, simulate
+from llmlab.simulator.serving.slo import Slo, parse_slo
+from llmlab.simulator.workload.spec import load_workload
+from llmlab.simulator.workload.workload import Workload
+
+
+def read_workload(
+    path: str | Path, *, first: int | None = None, rate_factor: float = 1.0, clients: int | None = None, seed: int = 0
+) -> Workload:
+    """Read a trace or a workload file, and shorten, speed up or close the loop.
+
+    Raises:
+        InputError: the file is bad, or a change is out of range.
+    """
+    workload = load_workload(path, seed)
+    try:
+        if first is not None:
+            workload = workload.first(first)
+        if rate_factor != 1.0:
+            workload = workload.at_rate(rate_factor)
+        if clients is not None:
+            workload = workload.with_clients(clients)
+    except ValueError as error:
+        raise InputError(path, "workload", Path(path).name, str(error)) from None
+    return workload
+
+
+def run_files(
+    deployment: Deployment,
+    workload: str | Path,
+    *,
+    slo: str | None = None,
+    first: int | None = None,
+    rate_factor: float = 1.0,
+    clients: int | None = None,
+    seed: int = 0,
+    out_requests: Path | None = None,
+    trace: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[SimulationResult, Slo | None]:
+    """Check every input, simulate, then write what was asked for.
+
+    Raises:
+        InputError: any input is wrong, or a file cannot be written; nothing is left half-written.
+    """
+    objective = parse_slo(slo) if slo is not None else None
+    for path, endings in ((out_requests, REQUEST_ENDINGS), (trace, TRACE_ENDINGS)):
+        if path is not None:
+            check_ending(path, endings)
+    site = resolve(deployment)
+    load = read_workload(workload, first=first, rate_factor=rate_factor, clients=clients, seed=seed)
+    result = simulate(site, load, seed=seed, record="steps" if trace else "requests", progress=progress)
+    try:
+        if out_requests is not None:
+            result.write_requests(out_requests)
+        if trace is not None:
+            result.write_trace(trace)
+    except OSError as error:
+        raise InputError(
+            error.filename or "output", "file", str(out_requests or trace), error.strerror or "not written"
+        ) from None
+    return result, objective
+
+
+def describe(result: SimulationResult, slo: Slo | None = None) -> dict[str, Any]:
+    """The JSON form of a run."""
+    site, deployment = result.site, result.deployment
+    low, high = result.step_interval()
+    return result.summary(slo) | {
+        "breakdown": result.breakdown,
+        "step_time_interval": [low, high],
+        "deployment": {
+            "model": site.model.name,
+            "device": site.profile.device.name,
+            "tensor_parallel": deployment.tensor_parallel,
+            "replicas": deployment.replicas,
+            "scheduler": deployment.scheduler,
+            "router": deployment.router,
+            "engine": site.engine.name,
+            "max_num_seqs": site.max_num_seqs,
+            "max_num_batched_tokens": site.max_num_batched_tokens,
+            "kv_blocks": site.kv_blocks,
+            "block_tokens": deployment.block_tokens,
+            "prefix_caching": deployment.prefix_caching,
+            "weight_dtype": site.cost.weight_dtype,
+            "kv_dtype": site.cost.kv_dtype,
+            "usd_per_hour": site.usd_per_hour,
+        },
+        "workload": result.workload.name,
+        "notes": [*site.profile.notes, *sorted(set(result.log.refused.values()))[:3]],
+    }
+
+
+def rows_of(result: SimulationResult, slo: Slo | None = None) -> list[tuple[str, list[dict[str, Any]]]]:
+    """The tables of a run: (title, rows)."""
+    found = describe(result, slo)
+    where = found["deployment"]
+    title = (
+        f"{where['model']} on {where['replicas']} x {where['tensor_parallel']} {where['device']}, {found['workload']}: "
+        f"{found['requests']} requests, {found['iterations']} steps, simulated in {found['wall_s']:.1f} s"
+    )
+    seconds = [
+        {"seconds": name, **{key: found[f"{metric}_s"][key] for key in STATISTICS}}
+        for metric, name in (
+            ("ttft", "time to first token"),
+            ("tpot", "time per output token"),
+            ("itl", "inter-token latency"),
+            ("e2e", "whole request"),
+            ("queue", "of it waiting"),
+        )
+    ]
+    others = {
+        "finished / failed": f"{found['finished']} / {found['failed']}",
+        "simulated seconds": found["simulated_s"],
+        "output tokens/s": found["tokens_per_s"],
+        "requests/s": found["requests_per_s"],
+        "utilization": found["utilization"],
+        "time bound by": ", ".join(f"{name} {share:.0%}" for name, share in found["bound_by"].items()),
+        "KV cache peak": found["kv_peak_fraction"],
+        "preemptions": found["preemptions"],
+        "prompt tokens from cache": found["cached_prompt_fraction"],
+        "US$/hour": where["usd_per_hour"],
+        "US$ per million output tokens": found["usd_per_million_output_tokens"],
+        "joules per output token, at most": found["joules_per_output_token"],
+        "step times known within": "x{:.2f} to x{:.2f}".format(*found["step_time_interval"]),
+    }
+    if slo is not None:
+        others[f"objective {slo}"] = "met" if found["slo_met"] else "broken: " + "; ".join(found["slo_broken"])
+        others["goodput, requests/s"] = found["goodput_requests_per_s"]
+    others |= {f"note {number}": note for number, note in enumerate(found["notes"], start=1)}
+    shown = [{"metric": name, "value": "-" if value is None else value} for name, value in others.items()]
+    return [(title, [{k: "-" if v is None else v for k, v in row.items()} for row in seconds]), ("Run", shown)]

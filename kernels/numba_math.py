@@ -242,3 +242,29 @@ def row_dot(left, right):  # type: ignore[no-untyped-def]
     for i in range(left.size):
         total += left[i] * right[i]
     return total
+
+
+def like(x: Any, value: Any) -> Any:
+    """`value` in the dtype of `x`: a plain 0.5 would widen a float32 loop to float64."""
+    return type(x)(value)
+
+
+@overload(like, inline="never")
+def _like(x, value):  # type: ignore[no-untyped-def]
+    if x == types.float32:
+        return lambda x, value: np.float32(value)
+    if x == types.float64:
+        return lambda x, value: np.float64(value)
+    return None
+
+
+BLOCKS = 16
+"""Parts that column sums over rows are split into, whatever the number of threads: same inputs, same bytes."""
+
+
+def as_rows(array: np.ndarray) -> np.ndarray:
+    """The array as contiguous rows of its last axis, copied only if it must be."""
+    rows = 1
+    for size in array.shape[:-1]:
+        rows *= size
+    return np.ascontiguousarray(array).reshape(rows, array.shape[-1])

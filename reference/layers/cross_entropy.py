@@ -23,7 +23,7 @@ def cross_entropy(
     """Return loss_BT, one number per position, in nats; 0 where the target is `ignore_index`.
 
         lse  = log sum exp logits
-        loss = lse - (1 - a) logits[target] - a mean(logits) + z_loss lse^2,     a = label_smoothing
+        loss = lse - target + a (target - mean logits) + z_loss lse^2,     target = logits[target], a = label_smoothing
 
     Training takes `mean_loss` of it. Positions are independent and targets are not shifted: align them first. A NaN or +inf
     logit makes its position's loss NaN; a position whose logits are all -inf has loss NaN.
@@ -38,9 +38,10 @@ def cross_entropy(
     safe_BT1, counted_BT = checked_targets(logits_BTV.shape[-1], targets_BT, label_smoothing, ignore_index)
     with np.errstate(invalid="ignore"):  # inf - inf: the NaN is the answer
         lse_BT = log_sum_exp(logits_BTV)
-        loss_BT = lse_BT - (1 - label_smoothing) * np.take_along_axis(logits_BTV, safe_BT1, -1)[..., 0]
+        target_BT = np.take_along_axis(logits_BTV, safe_BT1, -1)[..., 0]
+        loss_BT = lse_BT - target_BT
         if label_smoothing:
-            loss_BT = loss_BT - label_smoothing * np.mean(logits_BTV, axis=-1)
+            loss_BT = loss_BT + label_smoothing * (target_BT - np.mean(logits_BTV, axis=-1))
         if z_loss:
             loss_BT = loss_BT + z_loss * lse_BT * lse_BT
     return np.where(counted_BT, loss_BT, np.zeros_like(loss_BT))

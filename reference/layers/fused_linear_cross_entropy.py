@@ -23,7 +23,7 @@ def fused_linear_cross_entropy(
     """Return loss_BT of logits = hidden weight', as `layers.cross_entropy` defines it.
 
     One batch row at a time: T x V logits are alive instead of B x T x V. NaN and infinities in `hidden` make their
-    position's loss NaN; in `weight`, every position's.
+    position's loss NaN; a NaN in `weight`, every position's.
 
     Raises:
         ValueError: a target outside 0 .. V-1 that is not `ignore_index`, or smoothing outside 0 .. 1.

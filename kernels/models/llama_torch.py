@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llmlab.kernels.models._decode_numba import decode_attention
 from llmlab.kernels.twin import twin
 from llmlab.reference.models._blocks import rotary_frequencies
 from llmlab.reference.models._config import ModelConfig
@@ -185,6 +186,7 @@ class _Paged:
             chosen = torch.tensor(decodes, device=device)
             self.decode_tables_RM = tables_RM[chosen, : -(-longest // self.block_tokens)].long()
             self.decode_contexts_R1 = torch.tensor([[contexts[r]] for r in decodes], device=device)
+        self.in_place = device.type == "cpu" and model.dtype in (torch.float32, torch.float64)
 
     def attend(self, number: int, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor) -> Tensor:
         k_pool, v_pool = self.cache[number]
@@ -205,6 +207,12 @@ class _Paged:
         return out_TNH
 
     def _decode(self, q_RNH: Tensor, k_pool: Tensor, v_pool: Tensor, window: int | None) -> Tensor:
+        if self.in_place:  # on a processor, gathering pages and padding to the longest context cost more than attending
+            out_RNH = torch.empty_like(q_RNH, memory_format=torch.contiguous_format)
+            q_RKGH, out_RKGH = (x.unflatten(1, (k_pool.shape[2], -1)).numpy() for x in (q_RNH.contiguous(), out_RNH))
+            tables_RM, contexts_R = self.decode_tables_RM.numpy(), self.decode_contexts_R1[:, 0].numpy()
+            decode_attention(q_RKGH, k_pool.numpy(), v_pool.numpy(), tables_RM, contexts_R, window or 0, out_RKGH)
+            return out_RNH
         k_RSKH, v_RSKH = (pool[self.decode_tables_RM].flatten(1, 2) for pool in (k_pool, v_pool))
         place_S = torch.arange(k_RSKH.shape[1], device=q_RNH.device)
         seen_RS = place_S < self.decode_contexts_R1

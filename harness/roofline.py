@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 ITEMSIZE = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 
@@ -60,6 +61,10 @@ class Peaks:
         """Per library, its float32 GEMM over the best float32 arithmetic; about 0.5 or less tells of a slow code path."""
         reached = self.methods.get("float32", {})
         return {name: rate / self.flops["float32"] for name, rate in reached.items() if name != "fma"}
+
+    def as_dict(self) -> dict[str, Any]:
+        """The peaks as JSON values."""
+        return asdict(self) | {"blas_fraction": self.blas_fraction}
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,8 @@ def peaks(
 ) -> Peaks:
     """Peaks of this machine's device: from the results file when it holds them, else measured (under 20 s) and stored there.
 
-    Noisy peaks are used only until a quiet measurement replaces them: they are taken again on the next call.
+    Peaks that were never measured on a quiet machine are measured again on the next calls, three times in all, and the best
+    of all measurements counts.
 
     Args:
         device: "cpu" or "cuda".
@@ -50,38 +51,55 @@ def peaks(
         say: told what is being measured.
     """
     machine = describe()
-    if path is not None and not fresh and Path(path).is_file():
-        known = from_records(results.read(path), machine.digest, device)
-        if known is not None and (not known.noisy or quick):
-            return known
+    stored = results.read(path) if path is not None and Path(path).is_file() else []
+    known = from_records(stored, machine.digest, device)
+    if known is not None and not fresh and (not known.noisy or times_measured(stored, machine.digest, device) >= 3):
+        return known
     records = list(measure_peaks(machine, device, quick=quick, say=say))
     if path is not None:
         results.append(path, records)
-    found = from_records(records, machine.digest, device)
+    found = from_records([*stored, *records], machine.digest, device)
     assert found is not None
     return found
 
 
-def from_records(records: Sequence[Record], machine: str, device: str) -> Peaks | None:
-    """Gather the latest peaks of one machine and device from records, or None when they are not all there."""
-    own = [
+def of_machine(records: Sequence[Record], machine: str, device: str) -> list[Record]:
+    """The peak measurements of one machine and device."""
+    return [
         record
-        for record in results.latest(record for record in records if record.machine == machine).values()
-        if record.component.startswith("machine.") and record.device == device and record.median_s
+        for record in records
+        if record.component.startswith("machine.") and (record.machine, record.device) == (machine, device) and record.best_s
     ]
+
+
+def times_measured(records: Sequence[Record], machine: str, device: str) -> int:
+    """How often the peaks of a machine and device were measured."""
+    return sum(record.component == "machine.latency" for record in of_machine(records, machine, device))
+
+
+def from_records(records: Sequence[Record], machine: str, device: str) -> Peaks | None:
+    """Gather the peaks of one machine and device from all records of it, or None when they are not all there.
+
+    A peak is the best that was ever reached: a neighbour can only lower a measurement. `noisy` says that something was
+    never measured while the machine was quiet.
+    """
     bandwidth: dict[float, float] = {}
     methods: dict[str, dict[str, float]] = {}
-    latency_s = math.nan
-    for record in own:
+    latency_s = math.inf
+    quiet: dict[tuple[str, ...], bool] = {}
+    for record in of_machine(records, machine, device):
         assert record.best_s is not None
+        quiet[record.key] = quiet.get(record.key, False) or not record.noisy
         if record.component == "machine.bandwidth":
             size, rate = float(record.dims["bytes"]), (record.moved_bytes or 0.0) / record.best_s
             bandwidth[size] = max(bandwidth.get(size, 0.0), rate)
         elif record.component == "machine.arithmetic":
-            methods.setdefault(record.dtype, {})[record.implementation] = (record.flops or 0.0) / record.best_s
+            reached = methods.setdefault(record.dtype, {})
+            rate = (record.flops or 0.0) / record.best_s
+            reached[record.implementation] = max(reached.get(record.implementation, 0.0), rate)
         elif record.component == "machine.latency":
-            latency_s = record.best_s
-    if not bandwidth or "float32" not in methods or math.isnan(latency_s):
+            latency_s = min(latency_s, record.best_s)
+    if not bandwidth or "float32" not in methods or math.isinf(latency_s):
         return None
     return Peaks(
         device=device,
@@ -90,7 +108,7 @@ def from_records(records: Sequence[Record], machine: str, device: str) -> Peaks 
         flops={dtype: max(rates.values()) for dtype, rates in methods.items()},
         methods=methods,
         latency_s=latency_s,
-        noisy=any(record.noisy for record in own),
+        noisy=not all(quiet.values()),
     )
 
 

@@ -126,7 +126,9 @@ def example() -> dict[str, Any]:
                     }
                 ],
                 "columns": [
-                    ("device", "device", "text"), ("usd_per_hour", "$ per hour", "number"), ("keeps", "keeps the promise", "verdict"),
+                    ("device", "device", "text"),
+                    ("usd_per_hour", "$ per hour", "number"),
+                    ("keeps", "keeps the promise", "verdict"),
                 ],
                 "rows": [
                     {"device": "H100", "usd_per_hour": 12.0, "keeps": True, "chosen": True},

@@ -253,18 +253,16 @@ def simulate_serve_command(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     try:
-        app(args=list(arguments) if arguments is not None else None, standalone_mode=False)
+        code = app(args=list(arguments) if arguments is not None else None, standalone_mode=False)
     except InputError as error:
         print(f"llmlab: {error}", file=sys.stderr)
         return 2
-    except typer.Exit as exit_:
-        return exit_.exit_code
     except Exception as error:
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # the parser's own usage errors
             print(f"llmlab: {error.format_message()}", file=sys.stderr)
             return int(error.exit_code)
         raise
-    return 0
+    return code if isinstance(code, int) else 0  # outside standalone mode the exit code of typer.Exit is returned
 
 
 if __name__ == "__main__":

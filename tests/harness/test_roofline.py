@@ -1,4 +1,5 @@
 import pytest
+
 from llmlab.harness.roofline import Peaks, limit
 
 PEAKS = Peaks(

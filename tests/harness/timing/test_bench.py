@@ -2,11 +2,12 @@ import json
 
 import numpy as np
 import pytest
+
 from llmlab.cli import main
 from llmlab.harness.parity import draw_dims
 from llmlab.harness.roofline import Peaks
 from llmlab.harness.timing import bench, results
-from llmlab.harness.timing.measure import summarize
+from llmlab.harness.timing.measure import Quiet, summarize
 from llmlab.kernels import twin as registry
 from llmlab.kernels.twin import Twin
 from llmlab.reference.catalog import load
@@ -169,6 +170,7 @@ def test_where_halving_breaks_the_op_small_random_sizes_are_checked(monkeypatch)
     assert inputs["x_BTS"].shape == tuple(checked[axis] for axis in "BTS")
 
 
+@pytest.mark.usefixtures("small")
 def test_the_table_puts_the_fastest_first_and_gives_ratios(bring):
     bring(right)
     slow, fast = (summarize([seconds]) for seconds in (0.4, 0.1))
@@ -213,6 +215,7 @@ def test_bad_options_end_with_one_line_and_code_2(arguments, said, capsys, tmp_p
 @pytest.mark.usefixtures("bring")
 def test_the_command_prints_stores_and_compares(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(bench, "QUICK", EFFORT)
+    monkeypatch.setattr(bench, "wait_until_quiet", lambda limit_s: Quiet(0.5, 0.0, 0.0))
     monkeypatch.setitem(SOFTMAX.__dict__, "shapes", {SMALL: {"B": 1, "T": 3, "S": 40}})
     monkeypatch.setattr(bench, "peaks", lambda device, **_: Peaks(device, "", [(1.0, 1e9)], {"float32": 1e12}, {}, 0.0, False))
     path, printed = tmp_path / "results.jsonl", tmp_path / "printed.json"

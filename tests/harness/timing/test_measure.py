@@ -2,6 +2,7 @@ import itertools
 import os
 
 import pytest
+
 from llmlab.harness.timing import measure as timing
 
 

@@ -1,6 +1,7 @@
 from dataclasses import replace
 
 import pytest
+
 from llmlab.harness.machine import describe
 from llmlab.harness.timing import loops, peaks, results
 from llmlab.harness.timing.measure import summarize

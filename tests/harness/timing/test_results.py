@@ -3,6 +3,7 @@ import threading
 from dataclasses import replace
 
 import pytest
+
 from llmlab.harness.timing import results
 from llmlab.harness.timing.results import Record
 from llmlab.reference.errors import InputError

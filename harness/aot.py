@@ -68,7 +68,7 @@ class Compiled:
 
 def triton_modules() -> list[str]:
     """Import names of all Triton twin modules, found without importing them."""
-    paths = sorted(twin.FLOOR.glob("*/*_triton.py"))
+    paths = sorted(path for path in twin.FLOOR.glob("*/*_triton.py") if not path.name.startswith("_"))
     return [f"llmlab.kernels.{path.parent.name}.{path.stem}" for path in paths]
 
 

@@ -40,7 +40,20 @@ from llmlab.simulator.serving.simulate import SimulationResult, simulate
 
 BLOCK_TOKENS = 16
 INTERVALS = Path(__file__).resolve().parent / "serving_intervals.yaml"
-KEYS = ("row_id", "metric", "measured", "predicted", "low", "high", "source", "fitted")
+KEYS = (
+    "row_id",
+    "metric",
+    "measured",
+    "predicted",
+    "low",
+    "high",
+    "source",
+    "fitted",
+    "load_mode",
+    "device",
+    "model",
+    "scored",
+)
 
 
 @dataclass(frozen=True)
@@ -214,7 +227,7 @@ def _outcome(row: MeasuredRow) -> Outcome:
         return Outcome(row, {}, str(reason))
 
 
-def _weight(row: MeasuredRow) -> float:
+def weight_of(row: MeasuredRow) -> float:
     """Roughly how long a row takes to simulate: the tokens of its load."""
     requests = row.stated.get("concurrency") or row.stated.get("batch_size") or min(row.stated.get("num_requests", 1), 3000)
     return requests * row.stated.get("osl", 1)
@@ -231,7 +244,7 @@ def _silent(name: str, done: int, total: int) -> None:
 def outcomes(rows: Sequence[MeasuredRow], *, workers: int | None = None, progress: Progress = _silent) -> list[Outcome]:
     """Simulate rows on a pool of processes, the longest first; the results are in the rows' order."""
     workers = min(workers or len(os.sched_getaffinity(0)), len(rows))
-    order = sorted(range(len(rows)), key=lambda i: -_weight(rows[i]))
+    order = sorted(range(len(rows)), key=lambda i: -weight_of(rows[i]))
     found: list[Outcome | None] = [None] * len(rows)
 
     def keep(results: Iterable[Outcome]) -> None:
@@ -240,7 +253,7 @@ def outcomes(rows: Sequence[MeasuredRow], *, workers: int | None = None, progres
             found[i] = outcome
             progress(outcome.row.source, number, len(rows))
 
-    if workers <= 1 or sum(map(_weight, rows)) < 2e6:
+    if workers <= 1 or sum(map(weight_of, rows)) < 2e6:
         keep(map(_outcome, (rows[i] for i in order)))
     else:
         with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:

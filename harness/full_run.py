@@ -1,0 +1,247 @@
+"""`llmlab report`: run everything once on this machine and hand plain tables to the page.
+
+Sections come in order of need: machine and peaks, components, calibration, a real run beside its prediction, published
+measurements, and a capacity plan. A section whose data are absent says so; anything else that goes wrong is an error.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llmlab.reference.errors import InputError
+
+Progress = Callable[[str, int, int], None]
+Section = dict[str, Any]
+
+PRESET_WORKLOAD = Path(__file__).resolve().parent.parent / "simulator" / "workload" / "presets" / "azure_conversation.yaml"
+MODEL = "meta-llama/Llama-3.1-70B"
+GPUS = ("h100", "h200")
+SLO = "ttft_p99=2s,tpot_p99=50ms"
+
+CHECK_BUDGET_S = 210.0
+PUBLISHED_ROWS = 480
+TIMED = (
+    "attention.gqa",
+    "attention.flash",
+    "attention.flash_decoding",
+    "attention.paged",
+    "layers.rms_norm",
+    "layers.softmax",
+    "layers.activations",
+    "layers.cross_entropy",
+    "positions.rope",
+)
+"""Components whose speed the page shows; every component is in the table."""
+
+METRIC_NAMES = {
+    "ttft_mean_ms": "Time to first token",
+    "tpot_mean_ms": "Time per output token",
+    "itl_mean_ms": "Gap between tokens",
+    "e2e_mean_ms": "Whole request",
+    "out_tok_per_s": "Output tokens per second",
+}
+LOAD_NAMES = {
+    "static_batch": "static batch",
+    "closed_loop_concurrency": "closed loop",
+    "open_loop_constant_rate": "constant rate",
+    "open_loop_poisson": "Poisson arrivals",
+    "offline_batch": "offline",
+    "burst_all_at_once": "offline",
+    "offline_max_throughput": "offline",
+}
+
+
+@dataclass
+class Times:
+    """Seconds each section took, in order."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def of(self, name: str) -> Any:
+        """Time the enclosed work under this name."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = time.perf_counter() - started
+
+
+def data_folder() -> Path | None:
+    """Where the measured data are, or None."""
+    named = os.environ.get("LLMLAB_DATA")
+    return Path(named) if named and Path(named).is_dir() else None
+
+
+def machine_section(report: Any) -> Section:
+    """Facts of the machine and its measured peaks, from a benchmark report."""
+    machine = report.machine
+    caches = ", ".join(f"{cache.level} {cache.total_bytes / 2**20:.3g} MiB" for cache in machine.caches)
+    facts = [
+        {"name": "processor", "value": f"{machine.cpu}, {machine.cores} cores, {machine.threads} threads"},
+        {"name": "instruction sets", "value": ", ".join(machine.features)},
+        {"name": "caches", "value": caches or "unknown"},
+        {"name": "memory", "value": f"{machine.memory_gib} GiB"},
+        {"name": "accelerators", "value": ", ".join(one.name for one in machine.accelerators) or "none"},
+        {"name": "system", "value": machine.system + (", virtual machine" if machine.virtual else "")},
+        {"name": "versions", "value": ", ".join(f"{name} {version}" for name, version in machine.versions.items())},
+        {"name": "code paths", "value": "; ".join(f"{name}: {path}" for name, path in machine.code_paths.items())},
+    ]
+    peaks = []
+    for device, one in report.peaks.items():
+        for size, rate in one.bandwidth:
+            how = f"best of several streams over {size / 2**20:.3g} MiB"
+            peaks.append({"name": f"{device} read and write", "value": rate / 1e9, "unit": "GB/s", "how": how})
+        for dtype, rate in one.flops.items():
+            how = ", ".join(f"{method} {reached / 1e9:.0f}" for method, reached in one.methods.get(dtype, {}).items())
+            peaks.append({"name": f"{device} {dtype} arithmetic", "value": rate / 1e9, "unit": "GFLOP/s", "how": how})
+    return {"facts": facts, "peaks": peaks}
+
+
+def check_components(progress: Progress, budget_s: float) -> list[Section]:
+    """Check component after component until all are done or the time is spent; one row each."""
+    from llmlab.harness.check import run_checks
+    from llmlab.harness.listing import listing
+
+    rows, listed, started = [], listing(), time.perf_counter()
+    for number, one in enumerate(listed):
+        progress(f"checking {one['id']}", number, len(listed))
+        row = {
+            "id": one["id"],
+            "kind": one["kind"],
+            "twins": ", ".join(one["twins"]),
+            "oracle": ", ".join(one["oracle"]),
+            "passed": None,
+            "failed": None,
+            "ok": None,
+        }
+        if time.perf_counter() - started < budget_s:
+            verdicts = run_checks([one["id"]], [name for name in one["twins"] if name != "triton"])
+            row["passed"] = sum(verdict.passed for verdict in verdicts)
+            row["failed"] = sum(not verdict.passed for verdict in verdicts)
+            row["ok"] = not row["failed"]
+        rows.append(row)
+    return rows
+
+
+def components_section(rows: Sequence[Section], report: Any) -> Section:
+    """The component table, and the speed of the implementations that passed."""
+    best: dict[tuple[str, str, str], float] = {}
+    for record in report.records:
+        if record.median_s is not None:
+            key = (record.component, record.shape, record.dtype)
+            best[key] = min(best.get(key, record.median_s), record.median_s)
+    speeds = [
+        {
+            "op": record.component,
+            "shape": record.shape,
+            "dtype": record.dtype,
+            "backend": record.implementation if record.correct else f"{record.implementation} (wrong)",
+            "seconds": record.median_s,
+            "ratio": record.median_s / best[record.component, record.shape, record.dtype] if record.median_s else None,
+            "fraction": record.fraction,
+        }
+        for record in report.records
+    ]
+    twins = [speed for speed in speeds if speed["backend"] in ("numba", "torch", "triton") and speed["fraction"]]
+    seen: set[tuple[str, str]] = set()
+    bars = []
+    for speed in twins:
+        if (speed["op"], speed["backend"]) not in seen:
+            seen.add((speed["op"], speed["backend"]))
+            label = f"{speed['op'].split('.')[1]}"
+            bars.append({"label": label, "backend": speed["backend"], "percent": 100 * speed["fraction"]})
+    return {"rows": list(rows), "speeds": speeds, "speeds_missing": "", "fractions": bars, "remarks": report.remarks()}
+
+
+def published_section(progress: Progress, limit: int) -> Section:
+    """Accuracy on the published rows that are well described, a spread of them."""
+    from llmlab.harness.validation.rows import read_rows
+    from llmlab.harness.validation.serving import validate_serving
+
+    folder = data_folder()
+    if folder is None or not (folder / "measured").is_dir():
+        return {"missing": "published measurements are not here; LLMLAB_DATA names the folder that holds measured/"}
+    paths = []
+    for path in sorted((folder / "measured").glob("*.csv.gz")):
+        try:
+            if any(row.flags.get("core") for row in read_rows(path)):
+                paths.append(path)
+        except InputError:
+            continue  # per-request files and other shapes lie in the same folder
+    if not paths:
+        return {"missing": f"no table with core rows in {folder / 'measured'}"}
+    result = validate_serving(paths, core=True, limit=limit, progress=progress)
+    return published_tables(result)
+
+
+def published_tables(result: Mapping[str, Any]) -> Section:
+    """Tables and pictures of a validation against published rows."""
+    counts = result["summary"]
+    pictures = []
+    for metric, unit in (("tpot_mean_ms", "ms"), ("ttft_mean_ms", "ms"), ("e2e_mean_ms", "ms"), ("out_tok_per_s", "tokens/s")):
+        rows = [
+            {"measured": row["measured"], "predicted": row["predicted"], "group": LOAD_NAMES[row["load_mode"]]}
+            for row in result["rows"]
+            if row["metric"] == metric and row["measured"] and row["scored"]
+        ]
+        if rows:
+            pictures.append({"metric": metric, "title": METRIC_NAMES[metric], "unit": unit, "rows": rows})
+    text = (
+        f"{counts['simulated']} of {counts['rows']} published operating points were simulated: deployment and load go in, "
+        "latencies and throughput come out. The grey band is ±10 %. An interval is meant to hold 90 % of the measurements."
+    )
+    return {
+        "text": text,
+        "pictures": pictures,
+        "rows": counts["by_source"],
+        "by_metric": counts["by_metric"],
+        "excluded": counts["excluded_reasons"],
+    }
+
+
+def plan_section(progress: Progress, slo: str, *, quick: bool) -> Section:
+    """The cheapest deployment for a real trace where there is one, else for the shipped workload like it."""
+    from llmlab.simulator.serving.plan import plan
+    from llmlab.simulator.serving.slo import parse_slo
+    from llmlab.simulator.workload.spec import load_workload
+
+    folder = data_folder()
+    trace = folder / "traces" / "azure2023_conv.csv.gz" if folder else None
+    real = trace is not None and trace.is_file()
+    source = trace if real and trace is not None else PRESET_WORKLOAD
+    workload = load_workload(source, 0)
+    if quick:
+        workload = workload.first(min(len(workload), 2000))
+    found = plan(MODEL, workload, parse_slo(slo), GPUS, workers=len(os.sched_getaffinity(0)), progress=progress).to_json()
+    what = "of an hour of Azure's conversation trace" if real else "drawn like Azure's conversation trace, which is not here"
+    chosen = found["chosen"]
+    answer = (
+        f"The cheapest that keeps it: {chosen['replicas']} replicas of {chosen['tensor_parallel']} {chosen['gpu'].upper()}, "
+        f"${chosen['usd_per_hour']:.2f} per hour."
+        if chosen
+        else "Nothing tried keeps it."
+    )
+    names = {"gpu": "device", "tensor_parallel": "TP", "replicas": "replicas", "gpus": "devices", "max_num_seqs": "max seqs"}
+    names |= {"max_num_batched_tokens": "step tokens", "usd_per_hour": "$ per hour"}
+    names |= {"usd_per_million_output_tokens": "$ per M output tokens"}
+    columns = [(key, heading, "text" if key == "gpu" else "number") for key, heading in names.items()]
+    keys = [key for key in (found["rows"][0] if found["rows"] else {}) if key.endswith("_s")]
+    columns += [(key, key.removesuffix("_s").replace("_", " ").upper(), "seconds") for key in keys]
+    columns += [("utilization", "busy", "percent"), ("kept", "keeps it", "verdict"), ("mark", "", "text")]
+    return {
+        "text": f"{MODEL} for {len(workload):,} requests {what}, promising {slo.replace(',', ', ')}. {answer}",
+        "fronts": found["fronts"],
+        "columns": columns,
+        "rows": [row | {"chosen": row["mark"] == "chosen"} for row in found["rows"]],
+        "binds": found["binds"],
+        "command": found["command"],
+        "chosen": chosen,
+        "plan": found,
+    }

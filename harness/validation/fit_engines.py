@@ -1,0 +1,219 @@
+"""Fits the few host constants of each serving engine on published rows, and the intervals on what is left over.
+
+    python -m llmlab.harness.validation.fit_engines FOLDER      FOLDER holds the tables of measured rows
+
+Per engine at most four constants are fitted, the same for every model, device, parallelism and load. Rows are chosen evenly
+over (model, device, parallelism, dtype) so that a large table does not outvote a small one; the loss is robust (soft L1 on
+log(predicted / measured)). What the constants leave over gives the prediction intervals: quantiles of measured / predicted
+per metric and load mode, over all rows, with the coverage each source would have had from the other sources' residuals alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmlab.harness.validation.intervals import interval, interval_table, metric_kind
+from llmlab.harness.validation.resolve import Unsimulated, resolve_device, resolve_engine, resolve_weight_dtype
+from llmlab.harness.validation.rows import MeasuredRow, read_rows
+from llmlab.harness.validation.serving import INTERVALS, Outcome, outcomes, predict, predictions, weight_of
+from llmlab.reference.errors import InputError
+from llmlab.reference.files import write_atomic
+from llmlab.simulator.cost import engine as engine_module
+from llmlab.simulator.cost.engine import EngineModel, load_engine
+
+ENGINES_FILE = Path(engine_module.__file__).resolve().parent / "engines.yaml"
+FITTED_METRICS = ("ttft_mean_ms", "ttft_p50_ms", "tpot_mean_ms", "e2e_mean_ms", "out_tok_per_s")
+FREE: Mapping[str, tuple[str, ...]] = {
+    "vllm": ("host_step_s", "host_request_step_s", "host_request_s"),
+    "vllm-v0": ("host_step_s", "host_request_step_s"),
+    "vllm-2023": ("host_step_s", "launch_s"),
+    "sglang": ("host_step_s", "host_request_step_s"),
+    "trtllm": ("host_step_s", "host_request_step_s", "host_request_s"),
+    "trtllm-v1": ("host_step_s", "host_request_step_s", "host_request_s"),
+    "nim": ("host_step_s", "host_request_step_s", "host_request_s"),
+    "turbomind": ("host_step_s", "host_request_step_s", "host_request_s"),
+}
+BOUNDS = {
+    "host_step_s": (1e-6, 60e-3),
+    "host_request_step_s": (1e-8, 1e-3),
+    "host_request_s": (1e-5, 100e-3),
+    "launch_s": (5e-7, 60e-6),
+}
+ROWS_PER_GROUP = 6
+HEAVIEST = 4e5
+"""Rows whose load holds more tokens than this are left to the check: they would take most of the fit's time."""
+
+
+def usable(rows: Sequence[MeasuredRow]) -> dict[str, list[MeasuredRow]]:
+    """Rows worth fitting on, by engine: unambiguous, on a device whose curves were measured, with a fitted metric."""
+    found: dict[str, list[MeasuredRow]] = {}
+    for row in rows:
+        try:
+            key = load_engine(resolve_engine(row.text("engine"), row.text("engine_version")).key).name
+            if row.scored and resolve_device(row.gpu).fitted and set(row.measured) & set(FITTED_METRICS):
+                found.setdefault(key, []).append(row)
+        except Unsimulated:
+            continue
+    return found
+
+
+def chosen(rows: Sequence[MeasuredRow], per_group: int = ROWS_PER_GROUP) -> list[MeasuredRow]:
+    """The same number of rows of every (model, device, parallelism, dtype, load mode), spread from light to heavy."""
+    groups: dict[tuple[Any, ...], list[MeasuredRow]] = {}
+    for row in rows:
+        if weight_of(row) <= HEAVIEST:
+            dtype = resolve_weight_dtype(row.text("weight_dtype"), row.model)
+            groups.setdefault((row.model, row.gpu, row.count("tp"), dtype, row.load_mode), []).append(row)
+    picked = []
+    for group in groups.values():
+        group.sort(key=lambda row: (weight_of(row), row.row_id))
+        picked += [group[i] for i in sorted(set(np.linspace(0, len(group) - 1, per_group).round().astype(int)))]
+    return picked
+
+
+def _log_ratios(task: tuple[MeasuredRow, str, EngineModel]) -> list[float]:
+    row, key, engine = task
+    try:
+        figures = predict(row, {key: engine})
+    except Unsimulated:
+        return []
+    return [
+        float(np.log(figures[metric] / row.measured[metric]))
+        for metric in FITTED_METRICS
+        if row.measured.get(metric, 0) > 0 and figures.get(metric, 0) > 0
+    ]
+
+
+def fit(key: str, rows: Sequence[MeasuredRow], pool: ProcessPoolExecutor) -> tuple[EngineModel, dict[str, Any]]:
+    """Fit one engine's free constants; return it and the provenance."""
+    from scipy.optimize import least_squares
+
+    start, free = load_engine(key), FREE[key]
+    facts = {resolve_engine(row.text("engine"), row.text("engine_version")).key for row in rows}
+    (facts_key,) = facts
+
+    def engine_of(x: np.ndarray) -> EngineModel:
+        return start.with_constants(**{name: float(np.exp(value)) for name, value in zip(free, x)})
+
+    def residuals(x: np.ndarray) -> np.ndarray:
+        engine = engine_of(x)
+        return np.concatenate([ratios for ratios in pool.map(_log_ratios, [(row, facts_key, engine) for row in rows])])
+
+    low, high = (np.log([BOUNDS[name][side] for name in free]) for side in (0, 1))
+    first = np.clip(np.log([max(getattr(start, name), BOUNDS[name][0]) for name in free]), low + 1e-6, high - 1e-6)
+    found = least_squares(
+        residuals, first, bounds=(low, high), loss="soft_l1", f_scale=0.1, diff_step=0.05, xtol=2e-3, ftol=1e-3, max_nfev=15
+    )
+    engine = engine_of(found.x)
+    left = residuals(found.x)
+    provenance = {
+        "constants": list(free),
+        "sources": sorted({row.source for row in rows}),
+        "rows": len(rows),
+        "median_abs_log_error": round(float(np.median(np.abs(left))), 4),
+        "before": round(float(np.median(np.abs(residuals(first)))), 4),
+    }
+    return engine, provenance
+
+
+def coverage_without(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Per source: how many of its values the intervals of the other sources' residuals would have held."""
+    table = []
+    for source in sorted({record["source"] for record in records}):
+        own = [record for record in records if record["source"] == source and record["measured"]]
+        others = [record for record in records if record["source"] != source]
+        if not others or not own:
+            continue
+        quantiles = interval_table(others)
+        inside = [
+            low <= record["measured"] <= high
+            for record in own
+            for low, high in [interval(quantiles, record["load_mode"], record["metric"], record["predicted"])]
+        ]
+        table.append({"source": source, "values": len(own), "coverage": round(float(np.mean(inside)), 3)})
+    return table
+
+
+def interval_file(found: Sequence[Outcome]) -> str:
+    """The YAML of the interval quantiles over all scored rows on measured devices."""
+    import yaml
+
+    records = [
+        record
+        for record in predictions(found, {"any": (0.5, 2.0)})
+        if record["scored"] and record["measured"] and resolve_device(record["device"]).fitted
+    ]
+    quantiles = {key: [round(low, 4), round(high, 4)] for key, (low, high) in interval_table(records).items()}
+    counts: dict[str, int] = {}
+    for record in records:
+        key = f"{record['load_mode']}/{metric_kind(record['metric'])}"
+        counts[key] = counts.get(key, 0) + 1
+    content = {"quantiles": quantiles, "values": dict(sorted(counts.items())), "without_own_source": coverage_without(records)}
+    return (
+        "# Quantiles (5 % and 95 %) of measured / predicted over published rows, per load mode and kind of metric; written by\n"
+        "# harness/validation/fit_engines.py. `without_own_source` is the coverage a source has from the others alone.\n"
+        + yaml.safe_dump(content, sort_keys=True, default_flow_style=None, width=120)
+    )
+
+
+def engines_file(fitted: Mapping[str, tuple[EngineModel, Mapping[str, Any]]], path: Path = ENGINES_FILE) -> str:
+    """The engines' YAML with fitted constants in place of the old ones; comments at its head are kept."""
+    import yaml
+
+    text = path.read_text()
+    head = text[: text.index("\n- name:") + 1]
+    defaults = asdict(EngineModel())
+    parts = []
+    for record in yaml.safe_load(text):
+        if found := fitted.get(record["name"]):
+            engine, provenance = found
+            record |= {name: float(f"{getattr(engine, name):.3g}") for name in provenance["constants"]}
+            record["fit"] = dict(provenance)
+        ordered = {key: record[key] for key in ("name", "aliases", *defaults, "fit") if key in record}
+        parts.append(yaml.safe_dump([ordered], sort_keys=False, default_flow_style=None, width=120))
+    return head + "\n".join(parts)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Fit from the command line; write both files in place and print what was reached."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="folder of measured rows (*.csv, *.csv.gz)")
+    parser.add_argument("--engine", action="append", help="fit only these engines")
+    parser.add_argument("--intervals-only", action="store_true", help="keep the constants, renew the intervals")
+    chosen_arguments = parser.parse_args(arguments)
+    rows: list[MeasuredRow] = []
+    for path in sorted(chosen_arguments.folder.glob("*.csv*")):
+        try:
+            rows += read_rows(path)
+        except InputError:
+            continue  # tables of another kind lie in the same folder
+    by_engine = usable(rows)
+    if not chosen_arguments.intervals_only:
+        fitted = {}
+        with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=multiprocessing.get_context("spawn")) as pool:
+            for key in chosen_arguments.engine or [key for key in FREE if key in by_engine]:
+                picked = chosen(by_engine[key])
+                fitted[key] = fit(key, picked, pool)
+                print(
+                    key, {name: f"{getattr(fitted[key][0], name):.3g}" for name in FREE[key]}, fitted[key][1], file=sys.stderr
+                )
+        write_atomic(ENGINES_FILE, engines_file(fitted))
+        print("written; run again with --intervals-only, which reads the new constants", file=sys.stderr)
+        return 0
+    everything = [row for group in by_engine.values() for row in group]
+    write_atomic(INTERVALS, interval_file(outcomes(everything)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

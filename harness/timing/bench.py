@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,14 @@ from llmlab.harness.timing.measure import (
     Timing,
     give_back_pages,
     measure,
+    minor_faults,
     reserve_pages,
+    summarize,
+    synchronizer,
     wait_until_quiet,
     warm_allocator,
+    warm_up,
+    watch,
 )
 from llmlab.harness.timing.peaks import peaks
 from llmlab.harness.timing.results import Change, Record
@@ -66,7 +72,7 @@ class Effort:
     memory: float = 0.5
 
 
-FULL, QUICK = Effort(), Effort(budget_s=0.15, shapes=1, formula_s=1.0, check_s=0.25, memory=0.25)
+FULL, QUICK = Effort(), Effort(budget_s=0.15, shapes=1, formula_s=1.0, check_s=0.25)
 
 
 @dataclass(frozen=True)
@@ -203,6 +209,12 @@ class Checker:
         return worst <= 1.0, worst, self.checked
 
 
+@lru_cache(maxsize=1)
+def checker_of(op: Op, shape: str, dtype: str, seconds: float) -> Checker:
+    """The checker of one shape and dtype, kept for the implementations that follow."""
+    return Checker(op, op.shapes[shape], dtype, seconds)
+
+
 def run_bench(
     components: Sequence[Component],
     *,
@@ -224,7 +236,7 @@ def run_bench(
         effort: how long it may take.
         progress: called with (name, done, total) before each shape.
     """
-    wanted = tuple(dtypes or (("float32", "bfloat16") if describe().accelerators else ("float32",)))
+    wanted = tuple(dtypes or default_dtypes())
     jobs = [(component, name, dtype) for component in components for name, dtype in cases(component, wanted, shape, effort)]
     records: list[Record] = []
     skipped: list[Skipped] = []
@@ -233,9 +245,37 @@ def run_bench(
             progress(f"{component.id}, {name}", done, len(jobs))
             for result in bench_case(component, name, dtype, peaks_of=peaks_of, backends=backends, effort=effort):
                 (records if isinstance(result, Record) else skipped).append(result)  # type: ignore[arg-type]
+            checker_of.cache_clear()
             give_back_pages()
     progress("", len(jobs), len(jobs))
     return records, skipped
+
+
+def default_dtypes() -> tuple[str, ...]:
+    """Float dtypes that are timed when nobody asks: float32, and bfloat16 where there is a GPU."""
+    return ("float32", "bfloat16") if describe().accelerators else ("float32",)
+
+
+def timer_of(benchmark: Any, effort: Effort) -> Callable[[Call, Implementation], Timing]:
+    """Time through pytest-benchmark's fixture: its rounds, our warm-up, allocator and summary."""
+
+    def timer(call: Call, one: Implementation) -> Timing:
+        synchronize = synchronizer(one.device)
+
+        def whole() -> None:
+            call()
+            synchronize()
+
+        calls, estimate_s = warm_up(call, device=one.device, budget_s=effort.budget_s)
+        rounds = 1 if estimate_s > effort.budget_s else min(200, max(5, int(effort.budget_s / (calls * estimate_s))))
+        faults = minor_faults()
+        with watch(spins=0) as quiet:
+            benchmark.pedantic(whole, rounds=rounds, iterations=calls)
+        faults = minor_faults() - faults
+        seconds = list(benchmark.stats.stats.data)
+        return summarize(seconds, calls, page_faults=faults / (rounds * calls), noisy=quiet[0].noisy)
+
+    return timer
 
 
 def cases(component: Component, dtypes: Sequence[str], shape: str | None, effort: Effort) -> list[tuple[str, str]]:
@@ -287,7 +327,7 @@ def _bench_op(
         return
     if not timed:
         return
-    checker = Checker(op, dims, dtype, effort.check_s)
+    checker = checker_of(op, shape, dtype, effort.check_s)
     reserve_pages(int(min(3 * cost.elements_written * ITEMSIZE[dtype], RESERVE_AT_MOST)))
     inputs: Mapping[str, np.ndarray] | None = checker.inputs if checker.dims == dict(dims) else None
     for one in timed:

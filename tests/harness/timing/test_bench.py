@@ -30,6 +30,14 @@ def bring(monkeypatch):
     return add
 
 
+@pytest.fixture(autouse=True)
+def fresh():
+    """No exact result of another test is kept."""
+    bench.checker_of.cache_clear()
+    yield
+    bench.checker_of.cache_clear()
+
+
 @pytest.fixture
 def small(monkeypatch):
     """Softmax with one tiny shape, so that nothing here takes long."""

@@ -250,6 +250,91 @@ def simulate_serve_command(
             show(title, rows)
 
 
+@plan_app.command("serve")
+def plan_serve_command(
+    model: Annotated[str, typer.Option(help="Preset name, or path of a Hugging Face config.json.")],
+    workload: Annotated[Path, typer.Option(help="Trace (.csv, .csv.gz) or workload file (.yaml).")],
+    slo: Annotated[str, typer.Option(help="Objective: METRIC_STATISTIC=AMOUNT, ... as in ttft_p99=2s,tpot_p99=50ms.")],
+    gpu: Annotated[str, typer.Option(help="Devices to choose from, separated by commas: h100,h200.")],
+    max_gpus: Annotated[int, typer.Option(help="Largest number of devices.")] = 64,
+    price: Annotated[
+        str | None, typer.Option(help="US dollars per device and hour: h100=2.5,h200=3.6; dated defaults.")
+    ] = None,
+    engine: Annotated[str, typer.Option(help="Whose host constants: vllm, sglang, trtllm, nim, generic.")] = "vllm",
+    weight_dtype: Annotated[str, typer.Option(help="bfloat16, fp8, int8, int4, ...")] = "bfloat16",
+    kv_dtype: Annotated[str, typer.Option(help="bfloat16, fp8, ...")] = "bfloat16",
+    gpu_memory_utilization: Annotated[float, typer.Option(help="Part of the device memory the engine may fill.")] = 0.9,
+    rate_factor: Annotated[float, typer.Option(help="Let requests arrive this many times as fast.")] = 1.0,
+    first: Annotated[int | None, typer.Option(help="Only the first N requests.")] = None,
+    seed: Annotated[int, typer.Option(help="Of every random draw.")] = 0,
+    workers: Annotated[int, typer.Option(help="Processes; the answer does not depend on it.")] = 2,
+    out_picture: Annotated[Path | None, typer.Option(help="Draw cost against latency (.svg or .png).")] = None,
+    json_output: Json = False,
+) -> None:
+    """Find the cheapest deployment that keeps an objective: what binds, how to start it. Exit code 1 if none does."""
+    from llmlab.simulator.serving.plan import plan, read_prices, tables
+    from llmlab.simulator.serving.run import read_workload
+    from llmlab.simulator.serving.simulate import check_ending
+    from llmlab.simulator.serving.slo import parse_slo
+
+    if out_picture is not None:
+        check_ending(out_picture, (".svg", ".png"))
+    objective, prices = parse_slo(slo), read_prices(price)
+    load = read_workload(workload, first=first, rate_factor=rate_factor, seed=seed)
+    with progress_bar("planning:") as advance:
+        found = plan(
+            model,
+            load,
+            objective,
+            [name.strip() for name in gpu.split(",") if name.strip()],
+            max_gpus=max_gpus,
+            prices=prices,
+            engine=engine,
+            weight_dtype=weight_dtype,
+            kv_dtype=kv_dtype,
+            gpu_memory_utilization=gpu_memory_utilization,
+            seed=seed,
+            workers=workers,
+            progress=advance,
+        )
+    if out_picture is not None:
+        from llmlab.reports.cost_front import save_cost_front
+
+        save_cost_front(found.to_json(), out_picture)
+    if json_output:
+        emit(found.to_json())
+    else:
+        for title, rows in tables(found):
+            show(title, rows)
+        console().print(*found.sentences(), sep="\n", soft_wrap=True, markup=False, highlight=False)
+    if found.chosen is None:
+        raise typer.Exit(1)
+
+
+@validate_app.command("here")
+def validate_here_command(
+    quick: Annotated[bool, typer.Option("--quick", help="Three short loads instead of five: about 1.5 minutes.")] = False,
+    trace: Annotated[
+        Path | None,
+        typer.Option(help="Requests to draw from; the Azure trace of LLMLAB_DATA, or ones like it, when not given."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of weights, prompts and draws.")] = 0,
+    threads: Annotated[int | None, typer.Option(help="Threads the engine computes with; all when not given.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU where there is one.")] = "auto",
+    json_output: Json = False,
+) -> None:
+    """Calibrate this machine, predict runs of a real engine at several loads, run them, and compare (about 4 minutes)."""
+    from llmlab.harness.validation.here import tables, validate_here
+
+    with progress_bar("engine") as advance:
+        result = validate_here(quick=quick, trace=trace, seed=seed, threads=threads, device=device, progress=advance)
+    if json_output:
+        emit(result)
+    else:
+        for title, rows in tables(result):
+            show(title, rows)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     try:

@@ -100,6 +100,7 @@ class Log:
         num_steps: steps run, also where `steps` records none.
         busy_ns: per replica, the sum of its step durations.
         least_free_blocks: per replica, the fewest KV blocks that were free at the start of a step.
+        most_running: per replica, the most requests one step computed.
         sample: some of the steps, whole.
         gave_up: the run was stopped because the objective was out of reach.
     """
@@ -113,6 +114,7 @@ class Log:
     replica: list[int]
     busy_ns: list[int]
     least_free_blocks: list[int]
+    most_running: list[int]
     sample: Sample = field(default_factory=Sample)
     refused: dict[int, str] = field(default_factory=dict)
     gaps_ns: dict[int, int] = field(default_factory=dict)
@@ -133,6 +135,7 @@ class Log:
             replica=[NEVER] * num_requests,
             busy_ns=[0] * num_replicas,
             least_free_blocks=[2**62] * num_replicas,
+            most_running=[0] * num_replicas,
             steps=Steps() if record_steps else None,
         )
 
@@ -196,6 +199,8 @@ class Replica:
             duration_ns = self.step_ns(shape)
             if self.blocks is not None and (free := self.blocks.free_blocks) < log.least_free_blocks[self.number]:
                 log.least_free_blocks[self.number] = free
+            if len(batch.slices) > log.most_running[self.number]:
+                log.most_running[self.number] = len(batch.slices)
             if batch.prefill:
                 for part in batch.slices:
                     if part.request.generated_tokens == 0:

@@ -149,6 +149,7 @@ def summarize(
         "preemptions": int(table["preemptions"].sum()),
         "utilization": busy_s / (replicas * simulated_s) if simulated_s else None,
         "mean_in_system": per_s(float(np.nansum(table["e2e_s"]))),
+        "most_running": max(log.most_running),
         "kv_blocks": kv_blocks,
         "kv_peak_fraction": None,
         "usd": usd if usd_per_hour else None,

@@ -58,6 +58,10 @@ class Slo:
         """The tightest limit on a metric in seconds; infinite where there is none."""
         return min((target.seconds for target in self.targets if target.metric == metric), default=math.inf)
 
+    def relaxed(self, factor: float) -> Slo:
+        """The same clauses with every limit `factor` times as long."""
+        return Slo(tuple(Target(target.metric, target.statistic, factor * target.seconds) for target in self.targets))
+
     def broken(self, summary: Mapping[str, Mapping[str, float | None]]) -> list[str]:
         """Say which clauses a summary ({"ttft_s": {"p99": ...}}) breaks; a statistic that does not exist breaks none."""
         said = []

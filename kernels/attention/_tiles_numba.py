@@ -1,0 +1,535 @@
+"""Tiled softmax attention on CPU cores: one forward, one backward and one decode loop that all Numba twins of the family share.
+
+Everything is a packed batch: sequence i owns queries query_starts[i] .. query_starts[i + 1] of q_UKGH and likewise its keys.
+Forward and backward pack keys and values into panels as wide as a register tile (`llmlab.kernels.register_tile`), run both
+products from registers and keep softmax's running maximum and sum per row; a row is one query head of one token, so that
+the G heads that share keys share their panels. Decode reads keys and values where they lie, once, split over the cores.
+
+Threads take (sequence, key head, block of rows) tasks from a shared counter, longest first within a head.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import get_num_threads, njit, prange
+
+from llmlab.kernels.numba_math import EXACT, exp_down, row_max, row_sum
+from llmlab.kernels.register_tile import TILE_ROWS, TILE_VECTORS, add_rows, add_tiles, dots, fill_tile, lanes, take
+
+BLOCK_ROWS = 16 * TILE_ROWS
+DECODE_KEYS = 64
+CANCELS = "dout v' and sum(dout out) nearly cancel where few keys are seen, and are rounded apart (algorithm 4 of flash)"
+
+Array = np.ndarray
+
+
+def forward(
+    q_UKGH: Array,
+    k_WKH: Array,
+    v_WKH: Array,
+    query_starts_Z: Array,
+    key_starts_Z: Array,
+    *,
+    causal: bool,
+    window: int = 0,
+    keep_W: Array | None = None,
+    bias_KTS: Array | None = None,
+) -> tuple[Array, Array]:
+    """Return (out_UKGH, lse_UKG). `window` 0 is none; `keep_W` hides keys; `bias_KTS` adds to the scores of every sequence."""
+    q, k, v, query_starts, key_starts, keep, bias = _prepared(
+        q_UKGH, k_WKH, v_WKH, query_starts_Z, key_starts_Z, keep_W, bias_KTS
+    )
+    out_UKGH, lse_UKG = np.zeros_like(q), np.full(q.shape[:3], -np.inf, q.dtype)
+    if out_UKGH.size and k.size:
+        tasks = row_tasks(query_starts, q.shape[1], q.shape[2])
+        window = window or int(key_starts[-1]) + 1 + q.shape[0]
+        _forward(q, k, v, query_starts, key_starts, causal, window, keep, bias, tasks, out_UKGH, lse_UKG, get_num_threads())
+    return out_UKGH, lse_UKG
+
+
+def backward(
+    dout_UKGH: Array,
+    dlse_UKG: Array | None,
+    q_UKGH: Array,
+    k_WKH: Array,
+    v_WKH: Array,
+    query_starts_Z: Array,
+    key_starts_Z: Array,
+    *,
+    causal: bool,
+    window: int = 0,
+    keep_W: Array | None = None,
+    bias_KTS: Array | None = None,
+) -> tuple[Array, Array, Array, Array]:
+    """Return (dq_UKGH, dk_WKH, dv_WKH, dbias_KTS); the last is empty without a bias."""
+    q, k, v, query_starts, key_starts, keep, bias = _prepared(
+        q_UKGH, k_WKH, v_WKH, query_starts_Z, key_starts_Z, keep_W, bias_KTS
+    )
+    out, lse = forward(q, k, v, query_starts, key_starts, causal=causal, window=window, keep_W=keep_W, bias_KTS=bias_KTS)
+    dout = np.ascontiguousarray(dout_UKGH)
+    dlse = np.zeros_like(lse) if dlse_UKG is None else np.ascontiguousarray(dlse_UKG)
+    dq, dk, dv, dbias = np.zeros_like(q), np.zeros_like(k), np.zeros_like(v), np.zeros_like(bias)
+    if q.size and k.size:
+        window = window or int(key_starts[-1]) + 1 + q.shape[0]
+        _backward(
+            dout, dlse, out, lse, q, k, v, query_starts, key_starts, causal, window, keep, bias, dq, dk, dv, dbias,
+            get_num_threads(),
+        )  # fmt: skip
+    return dq, dk, dv, dbias
+
+
+def decode(q_BKGH: Array, k_pages_PCKH: Array, v_pages_PCKH: Array, table_BM: Array, first_B: Array, end_B: Array) -> Array:
+    """Attend one query per request to keys first .. end of its block table; return out_BKGH."""
+    q, k, v = (np.ascontiguousarray(x) for x in (q_BKGH, k_pages_PCKH, v_pages_PCKH))
+    out_BKGH = np.zeros_like(q)
+    first, end = (np.ascontiguousarray(x, dtype=np.int64) for x in (first_B, end_B))
+    lengths = np.maximum(end - first, 0)
+    if not out_BKGH.size or not lengths.any():
+        return out_BKGH
+    threads = get_num_threads()
+    part = max(int(lengths.sum()) // (8 * threads) // DECODE_KEYS * DECODE_KEYS, 4 * DECODE_KEYS)
+    parts_B = -(-lengths // part)
+    slot_starts = np.concatenate([[0], np.cumsum(parts_B)])
+    request = np.repeat(np.arange(len(q)), parts_B)
+    start = first[request] + (np.arange(len(request)) - slot_starts[request]) * part
+    tasks = np.stack([request, start, np.minimum(start + part, end[request])], axis=1)
+    _decode(q, k, v, np.ascontiguousarray(table_BM, dtype=np.int64), tasks, slot_starts, out_BKGH, threads)
+    return out_BKGH
+
+
+def even_starts(batch: int, tokens: int) -> Array:
+    """Boundaries of a batch of equally long sequences."""
+    return np.arange(batch + 1, dtype=np.int64) * tokens
+
+
+def row_tasks(query_starts: Array, K: int, G: int) -> Array:
+    """(sequence, key head, block of rows), the later and longer blocks of a head first."""
+    tasks = []
+    for i, rows in enumerate(np.diff(query_starts) * G):
+        blocks = -(-int(rows) // BLOCK_ROWS)
+        heads, order = np.divmod(np.arange(K * blocks), max(blocks, 1))
+        tasks.append(np.stack([np.full(K * blocks, i), heads, blocks - 1 - order], axis=1))
+    return np.concatenate(tasks) if tasks else np.zeros((0, 3), dtype=np.int64)
+
+
+def _prepared(q, k, v, query_starts, key_starts, keep, bias):  # type: ignore[no-untyped-def]
+    q, k, v = (np.ascontiguousarray(x) for x in (q, k, v))
+    query_starts, key_starts = (np.ascontiguousarray(x, dtype=np.int64) for x in (query_starts, key_starts))
+    keep = np.ones(0, dtype=np.bool_) if keep is None else np.ascontiguousarray(keep)
+    bias = np.zeros((0, 0, 0), dtype=q.dtype) if bias is None else np.ascontiguousarray(bias)
+    return q, k, v, query_starts, key_starts, keep, bias
+
+
+@njit(cache=True)
+def _padded(width, lane):  # type: ignore[no-untyped-def]
+    return (width + lane - 1) // lane * lane
+
+
+@njit(cache=True, parallel=True, error_model="numpy")
+def _forward(  # type: ignore[no-untyped-def]
+    q, k, v, query_starts, key_starts, causal, window, keep, bias, tasks, out, lse, threads
+):
+    K, H = k.shape[1], k.shape[2]
+    lane = lanes(k)
+    wide, Hp = lane * TILE_VECTORS, _padded(H, lane)
+    sequences = len(key_starts) - 1
+    block_starts = np.zeros(sequences + 1, dtype=np.int64)
+    for i in range(sequences):
+        block_starts[i + 1] = block_starts[i] + (key_starts[i + 1] - key_starts[i] + wide - 1) // wide
+    blocks = block_starts[sequences]
+    key_panels = np.empty(K * blocks * H * wide, dtype=k.dtype)
+    value_panels = np.empty(K * blocks * wide * Hp, dtype=k.dtype)
+    counters = np.zeros(16, dtype=np.int64)
+    for _ in prange(threads):
+        _pack_worker(k, v, key_starts, block_starts, key_panels, value_panels, counters)
+    for _ in prange(threads):
+        _forward_worker(
+            q, key_panels, value_panels, query_starts, key_starts, block_starts, causal, window, keep, bias, tasks,
+            counters[8:], out, lse,
+        )  # fmt: skip
+
+
+@njit(cache=True, error_model="numpy")
+def _pack_worker(k, v, key_starts, block_starts, key_panels, value_panels, counter):  # type: ignore[no-untyped-def]
+    """Keys of a block transposed, (H, wide); values as they are, (wide, padded H); zeros past the end."""
+    K, H = k.shape[1], k.shape[2]
+    lane = lanes(k)
+    wide, Hp = lane * TILE_VECTORS, _padded(H, lane)
+    sequences = len(key_starts) - 1
+    blocks = block_starts[sequences]
+    while True:
+        task = take(counter)
+        if task >= blocks:
+            return
+        i = np.searchsorted(block_starts, task, side="right") - 1
+        base = key_starts[i] + (task - block_starts[i]) * wide
+        n = min(wide, key_starts[i + 1] - base)
+        for head in range(K):
+            at = (head * blocks + task) * H * wide
+            panel = key_panels[at : at + H * wide]
+            _transpose(k, base, head, n, panel, wide)
+            at = (head * blocks + task) * wide * Hp
+            _copy_rows(v, base, head, n, value_panels[at : at + wide * Hp], wide, Hp)
+
+
+@njit(cache=True, error_model="numpy")
+def _transpose(x, base, head, n, panel, wide):  # type: ignore[no-untyped-def]
+    H = x.shape[2]
+    if n < wide:
+        panel[: H * wide] = 0
+    for j in range(n):
+        row = x[base + j, head]
+        for h in range(H):
+            panel[h * wide + j] = row[h]
+
+
+@njit(cache=True, error_model="numpy")
+def _copy_rows(x, base, head, n, panel, wide, Hp):  # type: ignore[no-untyped-def]
+    H = x.shape[2]
+    if n < wide or Hp > H:
+        panel[: wide * Hp] = 0
+    for j in range(n):
+        row = x[base + j, head]
+        for h in range(H):
+            panel[j * Hp + h] = row[h]
+
+
+@njit(cache=True, error_model="numpy")
+def _limits(r0, rows, T, S, G, causal, window, low, high):  # type: ignore[no-untyped-def]
+    """Keys low .. high each row of a block sees; none for the rows that only fill the last tile."""
+    for i in range(BLOCK_ROWS):
+        low[i], high[i] = 0, 0
+        if i < rows:
+            position = S - T + (r0 + i) // G
+            high[i] = S
+            if causal:
+                high[i] = max(min(position + 1, S), 0)
+                low[i] = min(max(position - window + 1, 0), high[i])
+
+
+@njit(cache=True, error_model="numpy", fastmath=EXACT)
+def _add_masks(row, base, n, keep, keep_at, bias, head, t):  # type: ignore[no-untyped-def]
+    if bias.size:
+        added = bias[head, t, base : base + n]
+        for j in range(n):
+            row[j] += added[j]
+    if keep.size:
+        for j in range(n):
+            row[j] = row[j] if keep[keep_at + base + j] else -np.inf
+
+
+@njit(cache=True, error_model="numpy", fastmath=EXACT)
+def _exp_row(row, shift):  # type: ignore[no-untyped-def]
+    for j in range(row.size):
+        row[j] = exp_down(row[j] - shift)
+
+
+@njit(cache=True, error_model="numpy", fastmath=EXACT)
+def _online_softmax(row, i, peak, total, shrink):  # type: ignore[no-untyped-def]
+    """Turn a row of scores into unnormalised weights; note by how much what was summed before shrinks."""
+    top = row_max(row)
+    new_peak = top if not top <= peak[i] else peak[i]  # a NaN score wins
+    shift = new_peak if new_peak != -np.inf else row.dtype.type(0)
+    shrink[i] = exp_down(peak[i] - shift)
+    _exp_row(row, shift)
+    total[i] = total[i] * shrink[i] + row_sum(row)
+    peak[i] = new_peak
+
+
+@njit(cache=True, error_model="numpy", fastmath=EXACT)
+def _forward_worker(  # type: ignore[no-untyped-def]
+    q, key_panels, value_panels, query_starts, key_starts, block_starts, causal, window, keep, bias, tasks, counter, out, lse
+):
+    G, H = q.shape[2], q.shape[3]
+    dtype = q.dtype.type
+    scale = dtype(1 / np.sqrt(H))
+    lane = lanes(q)
+    wide, Hp = lane * TILE_VECTORS, _padded(H, lane)
+    blocks = block_starts[len(block_starts) - 1]
+    rows_q = np.zeros(BLOCK_ROWS * H, dtype=q.dtype)
+    scores = np.zeros(BLOCK_ROWS * wide, dtype=q.dtype)
+    result = np.zeros(BLOCK_ROWS * Hp, dtype=q.dtype)
+    peak, total = np.zeros(BLOCK_ROWS, dtype=q.dtype), np.zeros(BLOCK_ROWS, dtype=q.dtype)
+    shrink = np.zeros(BLOCK_ROWS, dtype=q.dtype)
+    low, high = np.zeros(BLOCK_ROWS, dtype=np.int64), np.zeros(BLOCK_ROWS, dtype=np.int64)
+    while True:
+        task = take(counter)
+        if task >= len(tasks):
+            return
+        sequence, head, r0 = tasks[task, 0], tasks[task, 1], tasks[task, 2] * BLOCK_ROWS
+        first_query, first_key = query_starts[sequence], key_starts[sequence]
+        T, S = query_starts[sequence + 1] - first_query, key_starts[sequence + 1] - first_key
+        rows = min(BLOCK_ROWS, T * G - r0)
+        tiled = (rows + TILE_ROWS - 1) // TILE_ROWS * TILE_ROWS
+        _limits(r0, rows, T, S, G, causal, window, low, high)
+        for i in range(tiled):
+            if i < rows:
+                row = q[first_query + (r0 + i) // G, head, (r0 + i) % G]
+                for h in range(H):
+                    rows_q[i * H + h] = row[h] * scale
+            else:
+                rows_q[i * H : (i + 1) * H] = 0
+        result[: tiled * Hp] = 0
+        peak[:], total[:] = -np.inf, 0
+        for block in range(low[0] // wide, (high[rows - 1] + wide - 1) // wide):
+            base = block * wide
+            panel = head * blocks + block_starts[sequence] + block
+            for i0 in range(0, tiled, TILE_ROWS):
+                last = min(i0 + TILE_ROWS, rows) - 1
+                if base >= high[last] or base + wide <= low[i0]:
+                    continue
+                fill_tile(rows_q, i0 * H, H, 1, key_panels, panel * H * wide, wide, scores, i0 * wide, wide, H)
+                for i in range(i0, i0 + TILE_ROWS):
+                    row = scores[i * wide : (i + 1) * wide]
+                    if bias.size or keep.size:
+                        t = min((r0 + i) // G, T - 1)
+                        _add_masks(row, base, min(wide, S - base), keep, first_key, bias, head, t)
+                    if low[i] > base or high[i] < base + wide:
+                        row[: max(min(low[i] - base, wide), 0)] = -np.inf
+                        row[max(high[i] - base, 0) :] = -np.inf
+                    _online_softmax(row, i, peak, total, shrink)
+            for i0 in range(0, tiled, TILE_ROWS):
+                last = min(i0 + TILE_ROWS, rows) - 1
+                if base >= high[last] or base + wide <= low[i0]:
+                    continue
+                depth = min(wide, high[last] - base)
+                add_tiles(
+                    scores, i0 * wide, wide, 1, value_panels, panel * wide * Hp, Hp, result, i0 * Hp, Hp, depth, Hp, shrink, i0
+                )
+        for i in range(rows):
+            u, g = first_query + (r0 + i) // G, (r0 + i) % G
+            inverse = dtype(1) / total[i] if total[i] != 0 else dtype(0)
+            row = result[i * Hp : i * Hp + H]
+            target = out[u, head, g]
+            for h in range(H):
+                target[h] = row[h] * inverse
+            lse[u, head, g] = peak[i] + np.log(total[i])
+
+
+@njit(cache=True, parallel=True, error_model="numpy")
+def _backward(  # type: ignore[no-untyped-def]
+    dout, dlse, out, lse, q, k, v, query_starts, key_starts, causal, window, keep, bias, dq, dk, dv, dbias, threads
+):
+    counter = np.zeros(8, dtype=np.int64)
+    for _ in prange(threads):
+        _backward_worker(
+            dout, dlse, out, lse, q, k, v, query_starts, key_starts, causal, window, keep, bias, dq, dk, dv, dbias, counter
+        )
+
+
+@njit(cache=True, error_model="numpy")
+def _backward_worker(  # type: ignore[no-untyped-def]
+    dout, dlse, out, lse, q, k, v, query_starts, key_starts, causal, window, keep, bias, dq, dk, dv, dbias, counter
+):
+    """One (sequence, key head) at a time, or one head over all sequences where a bias sums over them."""
+    K = q.shape[1]
+    sequences = len(query_starts) - 1
+    while True:
+        task = take(counter)
+        if bias.size:
+            if task >= K:
+                return
+            for sequence in range(sequences):
+                _head_backward(
+                    sequence, task, dout, dlse, out, lse, q, k, v, query_starts, key_starts, causal, window, keep, bias,
+                    dq, dk, dv, dbias,
+                )  # fmt: skip
+        else:
+            if task >= K * sequences:
+                return
+            _head_backward(
+                task // K, task % K, dout, dlse, out, lse, q, k, v, query_starts, key_starts, causal, window, keep, bias,
+                dq, dk, dv, dbias,
+            )  # fmt: skip
+
+
+@njit(cache=True, error_model="numpy", fastmath=EXACT)
+def _head_backward(  # type: ignore[no-untyped-def]
+    sequence, head, dout, dlse, out, lse, q, k, v, query_starts, key_starts, causal, window, keep, bias, dq, dk, dv, dbias
+):
+    G, H = q.shape[2], q.shape[3]
+    dtype = q.dtype.type
+    zero, scale = dtype(0), dtype(1 / np.sqrt(H))
+    lane = lanes(q)
+    wide, Hp = lane * TILE_VECTORS, _padded(H, lane)
+    first_query, first_key = query_starts[sequence], key_starts[sequence]
+    T, S = query_starts[sequence + 1] - first_query, key_starts[sequence + 1] - first_key
+    if T == 0 or S == 0:
+        return
+    stride = wide + _padded(TILE_ROWS, lane)  # columns past `wide` stay zero: the transposed tiles read them
+    wide_rows = (wide + TILE_ROWS - 1) // TILE_ROWS * TILE_ROWS
+    row_blocks = (T * G + BLOCK_ROWS - 1) // BLOCK_ROWS
+    all_rows = row_blocks * BLOCK_ROWS * Hp
+    all_q, all_dout, all_dq = np.zeros(all_rows, q.dtype), np.zeros(all_rows, q.dtype), np.zeros(all_rows, q.dtype)
+    drift = np.empty(T * G, dtype=q.dtype)
+    for r in range(T * G):
+        u, g = first_query + r // G, r % G
+        query, gradient, attended = q[u, head, g], dout[u, head, g], out[u, head, g]
+        along = zero  # summed in the order of the tiles, so that the gradient of a row with one key is exactly zero
+        for h in range(H):
+            all_q[r * Hp + h] = query[h] * scale
+            all_dout[r * Hp + h] = gradient[h]
+            along += gradient[h] * attended[h]
+        drift[r] = along - dlse[u, head, g]
+    keys_t, values_t = np.empty(H * wide, dtype=q.dtype), np.empty(H * wide, dtype=q.dtype)
+    keys = np.empty(wide * Hp, dtype=q.dtype)
+    block_dk, block_dv = np.empty(wide_rows * Hp, dtype=q.dtype), np.empty(wide_rows * Hp, dtype=q.dtype)
+    weights, dscores = np.zeros(BLOCK_ROWS * stride, dtype=q.dtype), np.zeros(BLOCK_ROWS * stride, dtype=q.dtype)
+    ones = np.ones(TILE_ROWS, dtype=q.dtype)
+    low, high = np.zeros(BLOCK_ROWS, dtype=np.int64), np.zeros(BLOCK_ROWS, dtype=np.int64)
+    for base in range(0, S, wide):
+        n = min(wide, S - base)
+        _transpose(k, first_key + base, head, n, keys_t, wide)
+        _transpose(v, first_key + base, head, n, values_t, wide)
+        _copy_rows(k, first_key + base, head, n, keys, wide, Hp)
+        block_dk[:], block_dv[:] = 0, 0
+        for r0 in range(0, T * G, BLOCK_ROWS):
+            rows = min(BLOCK_ROWS, T * G - r0)
+            _limits(r0, rows, T, S, G, causal, window, low, high)
+            if base >= high[rows - 1] or base + wide <= low[0]:
+                continue
+            for i0 in range(0, BLOCK_ROWS, TILE_ROWS):
+                last = min(i0 + TILE_ROWS, rows) - 1
+                if i0 >= rows or base >= high[last] or base + wide <= low[i0]:
+                    for i in range(i0, i0 + TILE_ROWS):
+                        weights[i * stride : i * stride + wide] = 0
+                        dscores[i * stride : i * stride + wide] = 0
+                    continue
+                fill_tile(all_q, (r0 + i0) * Hp, Hp, 1, keys_t, 0, wide, weights, i0 * stride, stride, H)
+                fill_tile(all_dout, (r0 + i0) * Hp, Hp, 1, values_t, 0, wide, dscores, i0 * stride, stride, H)
+                for i in range(i0, i0 + TILE_ROWS):
+                    weight = weights[i * stride : i * stride + wide]
+                    dscore = dscores[i * stride : i * stride + wide]
+                    u, g = first_query + min((r0 + i) // G, T - 1), (r0 + i) % G
+                    if bias.size or keep.size:
+                        _add_masks(weight, base, n, keep, first_key, bias, head, u - first_query)
+                    row_lse, row_drift = lse[u, head, g], drift[min(r0 + i, T * G - 1)]
+                    _exp_row(weight, row_lse if row_lse != -np.inf else zero)
+                    if low[i] > base or high[i] < base + wide:
+                        weight[: max(min(low[i] - base, wide), 0)] = 0
+                        weight[max(high[i] - base, 0) :] = 0
+                    for j in range(wide):
+                        dscore[j] = weight[j] * (dscore[j] - row_drift)
+                    if bias.size and i < rows:
+                        added = dbias[head, u - first_query, base : base + n]
+                        for j in range(n):
+                            added[j] += dscore[j]
+            for j in range(0, wide, TILE_ROWS):
+                add_tiles(weights, j, 1, stride, all_dout, r0 * Hp, Hp, block_dv, j * Hp, Hp, rows, Hp, ones, 0)
+                add_tiles(dscores, j, 1, stride, all_q, r0 * Hp, Hp, block_dk, j * Hp, Hp, rows, Hp, ones, 0)
+            for i0 in range(0, rows, TILE_ROWS):
+                if base < high[min(i0 + TILE_ROWS, rows) - 1] and base + wide > low[i0]:
+                    add_tiles(dscores, i0 * stride, stride, 1, keys, 0, Hp, all_dq, (r0 + i0) * Hp, Hp, n, Hp, ones, 0)
+        for j in range(n):
+            to_dk, to_dv = dk[first_key + base + j, head], dv[first_key + base + j, head]
+            for h in range(H):
+                to_dk[h] = block_dk[j * Hp + h]
+                to_dv[h] = block_dv[j * Hp + h]
+    for r in range(T * G):
+        to_dq = dq[first_query + r // G, head, r % G]
+        for h in range(H):
+            to_dq[h] = all_dq[r * Hp + h] * scale
+
+
+@njit(cache=True, parallel=True, error_model="numpy")
+def _decode(q, k_pages, v_pages, table, tasks, slot_starts, out, threads):  # type: ignore[no-untyped-def]
+    K, G, H = q.shape[1], q.shape[2], q.shape[3]
+    Hp = _padded(H, lanes(q))
+    slots = len(tasks)
+    partial = np.empty((slots, K * G * Hp), dtype=q.dtype)
+    peaks, totals = np.empty((slots, K * G), dtype=q.dtype), np.empty((slots, K * G), dtype=q.dtype)
+    counter = np.zeros(8, dtype=np.int64)
+    for _ in prange(threads):
+        _decode_worker(q, k_pages.ravel(), v_pages.ravel(), k_pages.shape[1], table, tasks, counter, partial, peaks, totals)
+    for b in prange(len(q)):
+        _merge(slot_starts[b], slot_starts[b + 1], partial, peaks, totals, out[b])
+
+
+@njit(cache=True, error_model="numpy", fastmath=EXACT)
+def _merge(start, end, partial, peaks, totals, out):  # type: ignore[no-untyped-def]
+    """Weigh the parts of one request by their share of the whole sum of exponentials."""
+    K, G, H = out.shape
+    Hp = partial.shape[1] // (K * G)
+    for row in range(K * G):
+        peak, total = out.dtype.type(-np.inf), out.dtype.type(0)
+        for slot in range(start, end):
+            peak = peaks[slot, row] if not peaks[slot, row] <= peak else peak
+        target = out[row // G, row % G]
+        for slot in range(start, end):
+            share = exp_down(peaks[slot, row] - peak) if peak != -np.inf else out.dtype.type(0)
+            total += share * totals[slot, row]
+            for h in range(H):
+                target[h] += share * partial[slot, row * Hp + h]
+        if total != 0:
+            for h in range(H):
+                target[h] /= total
+
+
+@njit(cache=True, error_model="numpy", fastmath=EXACT)
+def _decode_worker(  # type: ignore[no-untyped-def]
+    q, k, v, C, table, tasks, counter, partial, peaks, totals
+):
+    K, G, H = q.shape[1], q.shape[2], q.shape[3]
+    lane = lanes(q)
+    Hp = _padded(H, lane)
+    scale = q.dtype.type(1 / np.sqrt(H))
+    rows_q = np.zeros(K * G * Hp, dtype=q.dtype)
+    scores = np.empty(G * DECODE_KEYS, dtype=q.dtype)
+    gathered = np.zeros(DECODE_KEYS * Hp, dtype=q.dtype)
+    shrink, ones = np.ones(K * G, dtype=q.dtype), np.ones(K * G, dtype=q.dtype)
+    while True:
+        task = take(counter)
+        if task >= len(tasks):
+            return
+        b, start, end = tasks[task, 0], tasks[task, 1], tasks[task, 2]
+        result, peak, total = partial[task], peaks[task], totals[task]
+        result[:], peak[:], total[:] = 0, -np.inf, 0
+        for row in range(K * G):
+            query = q[b, row // G, row % G]
+            for h in range(H):
+                rows_q[row * Hp + h] = query[h] * scale
+        for base in range(start, end, DECODE_KEYS):
+            n = min(DECODE_KEYS, end - base)
+            for head in range(K):
+                for j in range(0, n, lane):
+                    s = base + j
+                    if Hp == H and s % C + lane <= C:
+                        at = ((table[b, s // C] * C + s % C) * K + head) * H
+                        for g in range(G):
+                            dots(rows_q, (head * G + g) * Hp, k, at, K * H, H, scores, g * DECODE_KEYS + j)
+                    else:
+                        _gather(k, table[b], C, K, H, head, s, min(lane, end - s), gathered, Hp)
+                        for g in range(G):
+                            dots(rows_q, (head * G + g) * Hp, gathered, 0, Hp, Hp, scores, g * DECODE_KEYS + j)
+                for g in range(G):
+                    row = scores[g * DECODE_KEYS : (g + 1) * DECODE_KEYS]
+                    row[n:] = -np.inf
+                    _online_softmax(row, head * G + g, peak, total, shrink)
+                _add_values(scores, v, table[b], C, K, H, G, head, base, n, gathered, Hp, result, shrink, ones)
+
+
+@njit(cache=True, error_model="numpy")
+def _gather(x, pages, C, K, H, head, s, n, target, Hp):  # type: ignore[no-untyped-def]
+    for j in range(n):
+        at = ((pages[(s + j) // C] * C + (s + j) % C) * K + head) * H
+        for h in range(H):
+            target[j * Hp + h] = x[at + h]
+
+
+@njit(cache=True, error_model="numpy")
+def _add_values(  # type: ignore[no-untyped-def]
+    scores, v, pages, C, K, H, G, head, base, n, gathered, Hp, result, shrink, ones
+):
+    first = head * G
+    if Hp != H or C < 4:
+        _gather(v, pages, C, K, H, head, base, n, gathered, Hp)
+        add_rows(G, scores, 0, DECODE_KEYS, 1, gathered, 0, Hp, result, first * Hp, Hp, n, Hp, shrink, first)
+        return
+    j = 0
+    while j < n:
+        s = base + j
+        run = min(n - j, C - s % C)
+        at = ((pages[s // C] * C + s % C) * K + head) * H
+        scale = shrink if j == 0 else ones
+        add_rows(G, scores, j, DECODE_KEYS, 1, v, at, K * H, result, first * Hp, Hp, run, H, scale, first)
+        j += run

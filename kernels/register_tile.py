@@ -1,0 +1,286 @@
+"""Matrix products that stay in registers, for Numba kernels: LLVM vector code that loops alone do not become.
+
+A tile is R rows times C vectors of accumulators, filled by fused multiply-adds while one operand is broadcast and the other
+read a vector at a time. Its size follows the machine's vector width; callers pad their scratch to it:
+
+    scores = tile(q, keys transposed)          TILE_ROWS rows, lanes(dtype) * TILE_VECTORS columns
+
+All arrays are one-dimensional and contiguous, positions and strides count elements, nothing is checked.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import llvmlite.binding as llvm
+import numpy as np
+from llvmlite import ir
+from numba import config, njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic, overload
+
+
+def _vector_bytes() -> int:
+    features = {} if config.CPU_NAME == "generic" else llvm.get_host_cpu_features()
+    return 64 if features.get("avx512f") else 32 if features.get("avx") else 16
+
+
+VECTOR_BYTES = _vector_bytes()
+TILE_ROWS = 6
+TILE_VECTORS = 2 if VECTOR_BYTES == 32 else 4  # AVX2 has 16 registers, AVX-512 and Neon have 32
+
+
+def lanes(dtype: Any) -> int:
+    """Elements of one vector register."""
+    return VECTOR_BYTES // np.dtype(dtype).itemsize
+
+
+@overload(lanes)
+def _lanes(dtype):  # type: ignore[no-untyped-def]
+    size = VECTOR_BYTES // (dtype.dtype.bitwidth // 8)
+    return lambda dtype: size
+
+
+def _kind(array: Any) -> tuple[Any, int, str]:
+    """LLVM element type, lanes of a vector of it, and the suffix of intrinsics on that vector."""
+    bits = array.dtype.bitwidth
+    size = VECTOR_BYTES * 8 // bits
+    return (ir.FloatType() if bits == 32 else ir.DoubleType()), size, f"v{size}f{bits}"
+
+
+def _is_float_array(*arrays: Any) -> bool:
+    return all(
+        isinstance(array, types.Array) and array.ndim == 1 and array.layout == "C" and isinstance(array.dtype, types.Float)
+        for array in arrays
+    )
+
+
+class _Vectors:
+    """Loads, stores and multiply-adds of one element type at one place of the generated code."""
+
+    def __init__(self, context: Any, builder: Any, array_type: Any) -> None:
+        self.context, self.builder = context, builder
+        self.element, self.lanes, suffix = _kind(array_type)
+        self.vector = ir.VectorType(self.element, self.lanes)
+        self.align = array_type.dtype.bitwidth // 8
+        self.fma_function = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(self.vector, [self.vector] * 3), f"llvm.fma.{suffix}"
+        )
+
+    def pointer(self, array_type: Any, array: Any, position: Any) -> Any:
+        data = cgutils.create_struct_proxy(array_type)(self.context, self.builder, value=array).data
+        return self.builder.gep(data, [position])
+
+    def at(self, pointer: Any, *terms: Any) -> Any:
+        offset = terms[0]
+        for term in terms[1:]:
+            offset = self.builder.add(offset, term)
+        return self.builder.gep(pointer, [offset])
+
+    def load(self, pointer: Any) -> Any:
+        return self.builder.load(self.builder.bitcast(pointer, self.vector.as_pointer()), align=self.align)
+
+    def store(self, value: Any, pointer: Any) -> None:
+        self.builder.store(value, self.builder.bitcast(pointer, self.vector.as_pointer()), align=self.align)
+
+    def spread(self, pointer: Any) -> Any:
+        """One element in every lane."""
+        lane0 = self.builder.insert_element(
+            ir.Constant(self.vector, ir.Undefined), self.builder.load(pointer, align=self.align), ir.Constant(ir.IntType(32), 0)
+        )
+        mask = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), [0] * self.lanes)
+        return self.builder.shuffle_vector(lane0, ir.Constant(self.vector, ir.Undefined), mask)
+
+    def fma(self, a: Any, b: Any, c: Any) -> Any:
+        return self.builder.call(self.fma_function, [a, b, c])
+
+    def zero(self) -> Any:
+        return ir.Constant(self.vector, [0.0] * self.lanes)
+
+    def accumulate(self, depth: Any, start: list[Any], step: Any) -> list[Any]:
+        """Run `values = step(k, values)` for k in range(depth), the values held in registers."""
+        builder, word = self.builder, ir.IntType(64)
+        before = builder.basic_block
+        loop, done = builder.append_basic_block("tile.loop"), builder.append_basic_block("tile.done")
+        builder.cbranch(builder.icmp_signed(">", depth, ir.Constant(word, 0)), loop, done)
+        builder.position_at_end(loop)
+        k = builder.phi(word)
+        k.add_incoming(ir.Constant(word, 0), before)
+        values = [builder.phi(self.vector) for _ in start]
+        for value, first in zip(values, start):
+            value.add_incoming(first, before)
+        after = step(k, values)
+        following = builder.add(k, ir.Constant(word, 1))
+        end = builder.basic_block
+        k.add_incoming(following, end)
+        for value, new in zip(values, after):
+            value.add_incoming(new, end)
+        builder.cbranch(builder.icmp_signed("<", following, depth), loop, done)
+        builder.position_at_end(done)
+        result = []
+        for first, new in zip(start, after):
+            merged = builder.phi(self.vector)
+            merged.add_incoming(first, before)
+            merged.add_incoming(new, end)
+            result.append(merged)
+        return result
+
+
+def make_tile(rows: int, vectors: int, *, scaled: bool) -> Any:
+    """Generate `tile(a, a_at, a_row, a_depth, b, b_at, b_depth, c, c_at, c_row, depth, scale, scale_at)`.
+
+        c[r, n] = scale[r] * c[r, n] + sum_k a[r, k] * b[k, n]        (scale[r] = 0, c unread, unless `scaled`)
+
+    for r < rows and n < vectors * lanes; a[r, k] lies at a_at + r * a_row + k * a_depth, b[k, n] at b_at + k * b_depth + n,
+    c[r, n] at c_at + r * c_row + n, scale[r] at scale_at + r.
+    """
+
+    @intrinsic
+    def tile(  # type: ignore[no-untyped-def]
+        typing_context, a, a_at, a_row, a_depth, b, b_at, b_depth, c, c_at, c_row, depth, scale, scale_at
+    ):
+        if not _is_float_array(a, b, c, scale) or not a.dtype == b.dtype == c.dtype == scale.dtype:
+            return None
+        word = types.int64
+        signature = types.void(a, word, word, word, b, word, word, c, word, word, word, scale, word)
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            a_, a_at, a_row, a_depth, b_, b_at, b_depth, c_, c_at, c_row, depth, scale_, scale_at = arguments
+            v = _Vectors(context, builder, a)
+            constant = lambda value: ir.Constant(ir.IntType(64), value)  # noqa: E731
+            columns = [constant(j * v.lanes) for j in range(vectors)]
+            a_rows = [v.pointer(a, a_, builder.add(a_at, builder.mul(a_row, constant(r)))) for r in range(rows)]
+            c_rows = [v.pointer(c, c_, builder.add(c_at, builder.mul(c_row, constant(r)))) for r in range(rows)]
+            b_first = v.pointer(b, b_, b_at)
+            if scaled:
+                factors = [v.spread(v.pointer(scale, scale_, builder.add(scale_at, constant(r)))) for r in range(rows)]
+                start = [
+                    builder.fmul(factors[r], v.load(v.at(c_rows[r], columns[j]))) for r in range(rows) for j in range(vectors)
+                ]
+            else:
+                start = [v.zero()] * (rows * vectors)
+
+            def step(k: Any, values: list[Any]) -> list[Any]:
+                row_of_b = builder.mul(k, b_depth)
+                b_values = [v.load(v.at(b_first, row_of_b, column)) for column in columns]
+                along_a = builder.mul(k, a_depth)
+                after = []
+                for r in range(rows):
+                    a_value = v.spread(v.at(a_rows[r], along_a))
+                    after += [v.fma(a_value, b_values[j], values[r * vectors + j]) for j in range(vectors)]
+                return after
+
+            for i, value in enumerate(v.accumulate(depth, start, step)):
+                v.store(value, v.at(c_rows[i // vectors], columns[i % vectors]))
+            return context.get_dummy_value()
+
+        return signature, generate
+
+    return tile
+
+
+@intrinsic
+def dots(typing_context, a, a_at, b, b_at, b_row, width, c, c_at):  # type: ignore[no-untyped-def]
+    """c[j] = sum_h a[h] * b[j, h] for as many rows j as a vector has lanes; `width` is a multiple of the lanes.
+
+    b[j, h] lies at b_at + j * b_row + h. The sums of the lanes of all rows are taken together, by halving.
+    """
+    if not _is_float_array(a, b, c) or not a.dtype == b.dtype == c.dtype:
+        return None
+    word = types.int64
+    signature = types.void(a, word, b, word, word, word, c, word)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        a_, a_at, b_, b_at, b_row, width, c_, c_at = arguments
+        v = _Vectors(context, builder, a)
+        constant = lambda value: ir.Constant(ir.IntType(64), value)  # noqa: E731
+        a_first = v.pointer(a, a_, a_at)
+        b_rows = [v.pointer(b, b_, builder.add(b_at, builder.mul(b_row, constant(j)))) for j in range(v.lanes)]
+
+        def step(k: Any, values: list[Any]) -> list[Any]:
+            h = builder.mul(k, constant(v.lanes))
+            a_value = v.load(v.at(a_first, h))
+            return [v.fma(a_value, v.load(v.at(row, h)), value) for row, value in zip(b_rows, values)]
+
+        sums = v.accumulate(builder.sdiv(width, constant(v.lanes)), [v.zero()] * v.lanes, step)
+        index = ir.VectorType(ir.IntType(32), v.lanes)
+        even, odd = (ir.Constant(index, list(range(first, 2 * v.lanes, 2))) for first in (0, 1))
+        while len(sums) > 1:
+            sums = [
+                builder.fadd(builder.shuffle_vector(x, y, even), builder.shuffle_vector(x, y, odd))
+                for x, y in zip(sums[::2], sums[1::2])
+            ]
+        v.store(sums[0], v.pointer(c, c_, c_at))
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@intrinsic
+def take(typing_context, counter):  # type: ignore[no-untyped-def]
+    """Add one to counter[0] and return what it was, indivisibly: how threads share a queue of unequal tasks."""
+    if not (isinstance(counter, types.Array) and counter.dtype == types.int64):
+        return None
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = cgutils.create_struct_proxy(counter)(context, builder, value=arguments[0]).data
+        return builder.atomic_rmw("add", data, ir.Constant(ir.IntType(64), 1), "monotonic")
+
+    return types.int64(counter), generate
+
+
+_fill_wide = make_tile(TILE_ROWS, TILE_VECTORS, scaled=False)
+_add_wide = make_tile(TILE_ROWS, TILE_VECTORS, scaled=True)
+_add_narrow = make_tile(TILE_ROWS, 1, scaled=True)
+_add_rows4 = make_tile(4, TILE_VECTORS, scaled=True)
+_add_rows4_narrow = make_tile(4, 1, scaled=True)
+_add_row = make_tile(1, TILE_VECTORS, scaled=True)
+_add_row_narrow = make_tile(1, 1, scaled=True)
+
+
+@njit(inline="always")
+def fill_tile(a, a_at, a_row, a_depth, b, b_at, b_depth, c, c_at, c_row, depth):  # type: ignore[no-untyped-def]
+    """c = a b for TILE_ROWS rows and TILE_VECTORS vectors of columns."""
+    _fill_wide(a, a_at, a_row, a_depth, b, b_at, b_depth, c, c_at, c_row, depth, c, 0)
+
+
+@njit
+def add_tiles(  # type: ignore[no-untyped-def]
+    a, a_at, a_row, a_depth, b, b_at, b_depth, c, c_at, c_row, depth, columns, scale, scale_at
+):
+    """c = scale c + a b for TILE_ROWS rows and `columns` columns, a multiple of the lanes."""
+    wide, narrow = TILE_VECTORS * lanes(c), lanes(c)
+    n = 0
+    while n + wide <= columns:
+        _add_wide(a, a_at, a_row, a_depth, b, b_at + n, b_depth, c, c_at + n, c_row, depth, scale, scale_at)
+        n += wide
+    while n < columns:
+        _add_narrow(a, a_at, a_row, a_depth, b, b_at + n, b_depth, c, c_at + n, c_row, depth, scale, scale_at)
+        n += narrow
+
+
+@njit
+def add_rows(  # type: ignore[no-untyped-def]
+    rows, a, a_at, a_row, a_depth, b, b_at, b_depth, c, c_at, c_row, depth, columns, scale, scale_at
+):
+    """The same for any number of rows, few of them: b streams from memory and is read once per four rows."""
+    wide, narrow = TILE_VECTORS * lanes(c), lanes(c)
+    r = 0
+    while r < rows:
+        four = r + 4 <= rows
+        a_r, c_r, s_r = a_at + r * a_row, c_at + r * c_row, scale_at + r
+        n = 0
+        while n < columns:
+            if n + wide <= columns:
+                if four:
+                    _add_rows4(a, a_r, a_row, a_depth, b, b_at + n, b_depth, c, c_r + n, c_row, depth, scale, s_r)
+                else:
+                    _add_row(a, a_r, a_row, a_depth, b, b_at + n, b_depth, c, c_r + n, c_row, depth, scale, s_r)
+                n += wide
+            else:
+                if four:
+                    _add_rows4_narrow(a, a_r, a_row, a_depth, b, b_at + n, b_depth, c, c_r + n, c_row, depth, scale, s_r)
+                else:
+                    _add_row_narrow(a, a_r, a_row, a_depth, b, b_at + n, b_depth, c, c_r + n, c_row, depth, scale, s_r)
+                n += narrow
+        r += 4 if four else 1

@@ -12,7 +12,6 @@ from llmlab.reference.layers.cross_entropy import (
     log_sum_exp,
     mean_loss,
 )
-from llmlab.reference.layers.fused_linear_cross_entropy import FUSED_LINEAR_CROSS_ENTROPY, fused_linear_cross_entropy
 
 RNG = np.random.default_rng(0)
 LOGITS, TARGETS = RNG.standard_normal((2, 3, 17)), RNG.integers(0, 17, (2, 3))
@@ -72,32 +71,3 @@ def test_long_vocabularies_are_right_wherever_the_maximum_lies(twin, first):
     exact = cross_entropy(logits.astype(np.float64), targets)
     result = to_numpy(twin.function(*convert({"logits": logits, "targets": targets}, twin.backend, "float32")))
     np.testing.assert_allclose(result, exact, rtol=2e-6)
-
-
-@pytest.mark.parametrize("backend", ["numba", "torch"])
-def test_fused_loss_does_not_depend_on_how_many_logits_are_alive(backend, monkeypatch):
-    import importlib
-
-    pytest.importorskip(backend, reason=f"needs {backend}")
-    module = importlib.import_module(f"llmlab.kernels.layers.fused_linear_cross_entropy_{backend}")
-    rng = np.random.default_rng(2)
-    hidden, weight, targets = rng.standard_normal((2, 5, 8)), rng.standard_normal((17, 8)), rng.integers(0, 17, (2, 5))
-    dloss = rng.standard_normal((2, 5))
-    exact = fused_linear_cross_entropy(hidden, weight, targets)
-    gradients = FUSED_LINEAR_CROSS_ENTROPY.backward(dloss, hidden, weight, targets)[:2]
-    np.testing.assert_allclose(exact, cross_entropy(hidden @ weight.T, targets), rtol=1e-13)
-    for alive in (1, 3 * 17, 10**6):
-        monkeypatch.setattr(module, "LOGITS_ALIVE", alive)
-        if backend == "numba":
-            loss = module.fused_linear_cross_entropy(hidden, weight, targets)
-            found = module.fused_linear_cross_entropy_backward(dloss, hidden, weight, targets)[:2]
-        else:
-            import torch
-
-            leaves = [torch.from_numpy(array).requires_grad_() for array in (hidden, weight)]
-            result = module.fused_linear_cross_entropy(*leaves, torch.from_numpy(targets))
-            found = [g.numpy() for g in torch.autograd.grad(result, leaves, torch.from_numpy(dloss))]
-            loss = result.detach().numpy()
-        np.testing.assert_allclose(loss, exact, rtol=1e-12)
-        for one, other in zip(found, gradients, strict=True):
-            np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-13)

@@ -6,7 +6,7 @@ import pytest
 from llmlab.harness.arrays import convert, to_numpy
 from llmlab.kernels.twin import twins_of
 from llmlab.reference.positions.rope import ROPE, inverse_frequencies, rope
-from llmlab.reference.positions.rope_llama3 import llama3_frequencies, rope_llama3
+from llmlab.reference.positions.rope_llama3 import llama3_frequencies
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((2, 3, 4, 16))
@@ -67,31 +67,3 @@ def test_far_positions_keep_float32_accuracy_and_own_frequencies(twin):
     (own,) = convert({"frequencies": frequencies}, twin.backend, "float64")
     result = to_numpy(twin.function(*given, frequencies=own))
     assert np.abs(result - exact).max() < 1e-6
-
-
-def test_llama3_keeps_fast_pairs_slows_slow_ones_and_never_reorders():
-    plain, scaled = inverse_frequencies(128, 500000.0), llama3_frequencies(128)
-    turns = 8192 * plain / (2 * np.pi)
-    np.testing.assert_array_equal(scaled[turns >= 4], plain[turns >= 4])
-    np.testing.assert_allclose(scaled[turns <= 1], plain[turns <= 1] / 8, rtol=1e-15)
-    between = (turns > 1) & (turns < 4)
-    assert between.sum() > 3
-    assert ((scaled[between] < plain[between]) & (scaled[between] > plain[between] / 8)).all()
-    assert (np.diff(scaled) < 0).all()
-    np.testing.assert_allclose(llama3_frequencies(128, factor=1.0), plain, rtol=1e-15)
-
-
-@pytest.mark.parametrize("head_width", [64, 128])
-@pytest.mark.parametrize("factor", [8.0, 32.0])
-def test_llama3_frequencies_equal_transformers_to_float32(head_width, factor):
-    pytest.importorskip("transformers", reason="needs transformers")
-    from llmlab.harness.oracles.positions.rope_llama3 import transformers_frequencies
-
-    bands = {"factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-    found = transformers_frequencies(head_width, theta=500000.0, original_context=8192, **bands)
-    np.testing.assert_allclose(found, llama3_frequencies(head_width, **bands), rtol=1e-6)
-
-
-def test_llama3_refuses_bands_in_the_wrong_order():
-    with pytest.raises(ValueError, match=r"high_freq_factor=1.0: must be above low_freq_factor=1.0"):
-        rope_llama3(X, POSITIONS, high_freq_factor=1.0)

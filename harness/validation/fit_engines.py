@@ -107,7 +107,7 @@ def fit(key: str, rows: Sequence[MeasuredRow], pool: ProcessPoolExecutor) -> tup
 
     def residuals(x: np.ndarray) -> np.ndarray:
         engine = engine_of(x)
-        return np.concatenate([ratios for ratios in pool.map(_log_ratios, [(row, facts_key, engine) for row in rows])])
+        return np.concatenate(list(pool.map(_log_ratios, [(row, facts_key, engine) for row in rows])))
 
     low, high = (np.log([BOUNDS[name][side] for name in free]) for side in (0, 1))
     first = np.clip(np.log([max(getattr(start, name), BOUNDS[name][0]) for name in free]), low + 1e-6, high - 1e-6)

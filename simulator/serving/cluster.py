@@ -9,9 +9,9 @@ event bit for bit:
 3. starts of steps, by replica number: a step therefore sees everything that arrived or ended at its instant.
 
 A request arrives at its router `frontend_ns` after it was sent; its tokens reach the client `reply_ns` after the step that
-made them. With `lag_steps` = L the scheduler works ahead of the device: what arrives after step k has started and before the
-next one has can join step k + 1 + L at the earliest, unless the replica runs out of work before. An idle replica starts at
-once.
+made them. With `lag_steps` = L the scheduler works ahead of the device: step k + 1 is chosen when L steps, the last of them in
+proportion to its length, are still to run. What arrives during step k thus joins step k + 1 + floor(L) at the earliest, or
+the one after it where less than the fraction of L is left of step k. A replica that runs out of work takes all there is.
 """
 
 from __future__ import annotations
@@ -144,10 +144,13 @@ class Replica:
     """One engine: a scheduler, and a clock that asks how long each of its batches takes."""
 
     def __init__(
-        self, cluster: Cluster, number: int, scheduler: Scheduler, step_ns: StepTime, *, lag_steps: int, num_replicas: int
+        self, cluster: Cluster, number: int, scheduler: Scheduler, step_ns: StepTime, *, lag_steps: float, num_replicas: int
     ) -> None:
         self.cluster, self.number, self.scheduler, self.step_ns = cluster, number, scheduler, step_ns
         self.lag_steps = lag_steps
+        self.lag_steps_whole = int(lag_steps)
+        self.lag_fraction = lag_steps - self.lag_steps_whole
+        self.end_ns = self.duration_ns = 0  # of the running step
         self.end_rank, self.start_rank = ARRIVAL + 1 + number, ARRIVAL + 1 + num_replicas + number
         self.incoming: deque[tuple[int, Request]] = deque()  # (first step it may join, request)
         self.step = 0
@@ -156,9 +159,11 @@ class Replica:
         self.blocks = getattr(scheduler, "blocks", None)
 
     def receive(self, request: Request) -> None:
-        """Take a request now, or `lag_steps` steps later while the engine is working ahead."""
+        """Take a request now, or `lag_steps` later while the engine is working ahead."""
         if self.wake is None and self.lag_steps:
-            self.incoming.append((self.step + 1 + self.lag_steps, request))
+            left_ns = self.end_ns - int(self.cluster.env.now)
+            missed = left_ns < self.lag_fraction * self.duration_ns
+            self.incoming.append((self.step + 1 + self.lag_steps_whole + missed, request))
             return
         self.add(request)
         if self.wake is not None and self.scheduler.waiting:
@@ -205,6 +210,7 @@ class Replica:
                 for part in batch.slices:
                     if part.request.generated_tokens == 0:
                         self.note_begun(part.request, start_ns)
+            self.end_ns, self.duration_ns = start_ns + duration_ns, duration_ns
             yield Moment(env).happens(duration_ns, self.end_rank)
 
             log.sample.put(log.num_steps, shape, duration_ns)
@@ -272,7 +278,7 @@ class Cluster:
         block_tokens: int = 16,
         frontend_ns: int = 0,
         reply_ns: int = 0,
-        lag_steps: int = 0,
+        lag_steps: float = 0.0,
         longest_tokens: int | None = None,
         record_steps: bool = False,
         watch: Watch | None = None,

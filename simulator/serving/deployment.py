@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
+from pathlib import Path
 
 from llmlab.reference.errors import InputError
 from llmlab.reference.serving._request import Scheduler
@@ -138,7 +139,7 @@ class Site:
         )
 
 
-@cache
+@lru_cache(maxsize=128)
 def _step_cost(
     model: ModelDescription | str,
     device: DeviceProfile | str,
@@ -146,6 +147,7 @@ def _step_cost(
     weight_dtype: str,
     kv_dtype: str,
     engine: EngineModel | str,
+    versions: tuple[int, ...],  # of the files behind names, so that a file written anew is read anew
 ) -> StepCost:
     return StepCost(
         load_model(model) if isinstance(model, str) else model,
@@ -157,30 +159,30 @@ def _step_cost(
     )
 
 
+def _version(named: object) -> int:
+    if not isinstance(named, str) or not Path(named).exists():
+        return 0
+    path = Path(named)
+    return (path / "config.json" if path.is_dir() else path).stat().st_mtime_ns
+
+
 def resolve(deployment: Deployment) -> Site:
     """Load model, device and engine, and size the KV cache.
 
     Raises:
         InputError: an unknown model, device or engine, an impossible tensor-parallel degree, or a model that does not fit.
     """
-    try:
-        cost = _step_cost(
-            deployment.model,
-            deployment.device,
-            deployment.tensor_parallel,
-            deployment.weight_dtype,
-            deployment.kv_dtype,
-            deployment.engine,
-        )
-    except TypeError:  # a profile read from a file holds dictionaries, which no cache can look up
-        cost = _step_cost.__wrapped__(
-            deployment.model,
-            deployment.device,
-            deployment.tensor_parallel,
-            deployment.weight_dtype,
-            deployment.kv_dtype,
-            deployment.engine,
-        )
+    key = (
+        deployment.model,
+        deployment.device,
+        deployment.tensor_parallel,
+        deployment.weight_dtype,
+        deployment.kv_dtype,
+        deployment.engine,
+        (_version(deployment.model), _version(deployment.device)),
+    )
+    hashable = not isinstance(deployment.device, DeviceProfile)  # a profile holds dictionaries
+    cost = _step_cost(*key) if hashable else _step_cost.__wrapped__(*key)
     engine = cost.engine
     batched = deployment.max_num_batched_tokens or engine.max_num_batched_tokens
     seqs = deployment.max_num_seqs or min(engine.max_num_seqs, batched)

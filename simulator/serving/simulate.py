@@ -224,7 +224,7 @@ def simulate(
         make_router(site.deployment.router, replicas, np.random.default_rng(seed)),
         block_tokens=site.deployment.block_tokens if site.deployment.prefix_caching else 0,
         frontend_ns=round(site.engine.host_request_s * 1e9),
-        lag_steps=round(site.engine.scheduling_lag_steps),
+        lag_steps=site.engine.scheduling_lag_steps,
         longest_tokens=site.longest_tokens,
         record_steps=record == "steps",
         watch=Watch(give_up, workload.output_tokens) if give_up is not None else None,

@@ -101,7 +101,7 @@ def test_littles_law_holds_exactly(kind):
     st.integers(1, 4),
     st.sampled_from(["round_robin", "random", "power_of_two", "least_outstanding", "prefix_affinity"]),
     st.booleans(),
-    st.integers(0, 2),
+    st.sampled_from([0, 0.4, 1, 2.5]),
     st.sampled_from([ChunkedPrefill, ContinuousBatching]),
 )
 def test_every_request_and_every_token_is_accounted_for(seed, replicas, policy, scarce, lag_steps, kind):
@@ -174,6 +174,13 @@ def test_all_that_arrives_at_one_instant_starts_together():
 def test_working_ahead_delays_what_arrives_during_a_step(lag_steps):
     log = run(Workload([0, 15 * MS], [4, 4], [20, 2]), lambda shape: 10 * MS, lag_steps=lag_steps)
     assert log.scheduled_ns[1] == (2 + lag_steps) * 10 * MS
+
+
+@pytest.mark.parametrize(("arrives_ms", "joins"), [(12, 2), (16, 2), (18, 3)])
+def test_a_fraction_of_a_step_ahead_is_missed_only_near_its_end(arrives_ms, joins):
+    """With 0.3 steps ahead, a step of 10 ms is chosen 3 ms before the one before it ends."""
+    log = run(Workload([0, arrives_ms * MS], [4, 4], [20, 2]), lambda shape: 10 * MS, lag_steps=0.3)
+    assert log.scheduled_ns[1] == joins * 10 * MS
 
 
 def test_work_ahead_ends_when_the_replica_runs_dry():

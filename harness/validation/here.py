@@ -95,6 +95,7 @@ def validate_here(
     device: str = "auto",
     effort: Effort | None = None,
     model: Mapping[str, Any] = MODEL,
+    make_engine: Callable[[], Engine] | None = None,
     progress: Say = lambda name, done, total: None,
 ) -> dict[str, Any]:
     """Calibrate, predict, run, compare; return {rows, excluded, summary}.
@@ -107,6 +108,7 @@ def validate_here(
         device: "cpu", "cuda" or "auto", which takes a GPU where there is one.
         effort: overrides `quick`.
         model: fields of a `config.json`.
+        make_engine: a fresh engine under `new_scheduler()`; one that runs the model on the device where None.
         progress: told (what, done, total).
 
     Raises:
@@ -120,7 +122,7 @@ def validate_here(
     requests = like_trace(trace, np.random.default_rng([seed, 1]))
     config = ModelConfig.from_dict(dict(model), "the engine's model")
     with _threads(threads):
-        make_engine = _engine_maker(config, seed, device)
+        make_engine = make_engine or _engine_maker(config, seed, device)
         steps = probe(
             make_engine,
             vocab_size=config.vocab_size,

@@ -39,6 +39,8 @@ from llmlab.simulator.serving.deployment import Deployment, Site, resolve
 from llmlab.simulator.serving.simulate import SimulationResult, simulate
 
 BLOCK_TOKENS = 16
+POOL_FROM = 2e6
+"""Tokens from which starting processes pays."""
 INTERVALS = Path(__file__).resolve().parent / "serving_intervals.yaml"
 KEYS = (
     "row_id",
@@ -243,7 +245,8 @@ def _silent(name: str, done: int, total: int) -> None:
 
 def outcomes(rows: Sequence[MeasuredRow], *, workers: int | None = None, progress: Progress = _silent) -> list[Outcome]:
     """Simulate rows on a pool of processes, the longest first; the results are in the rows' order."""
-    workers = min(workers or len(os.sched_getaffinity(0)), len(rows))
+    if workers is None:
+        workers = len(os.sched_getaffinity(0)) if sum(map(weight_of, rows)) > POOL_FROM else 1
     order = sorted(range(len(rows)), key=lambda i: -weight_of(rows[i]))
     found: list[Outcome | None] = [None] * len(rows)
 
@@ -253,7 +256,7 @@ def outcomes(rows: Sequence[MeasuredRow], *, workers: int | None = None, progres
             found[i] = outcome
             progress(outcome.row.source, number, len(rows))
 
-    if workers <= 1 or sum(map(weight_of, rows)) < 2e6:
+    if workers <= 1:
         keep(map(_outcome, (rows[i] for i in order)))
     else:
         with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:

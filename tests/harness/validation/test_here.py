@@ -1,0 +1,147 @@
+"""`validate here` on a machine whose clock is a formula: what it predicts is what that machine then does."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs torch: the engine runs on it")
+
+from llmlab.harness.runtime.engine import Engine  # noqa: E402
+from llmlab.harness.validation import here  # noqa: E402
+from llmlab.reference.errors import InputError  # noqa: E402
+
+EFFORT = here.Effort(calibrate_s=40.0, loads=(0.2, 0.6, 1.3), run_s=30.0, fewest_requests=20, simulations=20)
+
+
+@dataclass
+class Machine:
+    """A model that answers nothing and a clock that its steps move: weights, attention and, where asked, noise."""
+
+    noise: float = 0.0
+    slower: float = 1.0
+    now: float = 0.0
+    rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
+    device: Any = field(default_factory=lambda: torch.device("cpu"))
+
+    def new_cache(self, num_blocks: int, block_tokens: int) -> None:
+        return None
+
+    def forward(self, ids_T: Any, positions_T: Any, cache: Any, starts: list[int], tables: Any, contexts: list[int]) -> Any:
+        tokens = len(ids_T)
+        seconds = 0.004 + 0.008 * max(1.0, tokens / 24) + 1.5e-6 * sum(contexts)
+        self.now += self.slower * seconds * float(np.exp(self.noise * self.rng.standard_normal()))
+        return torch.zeros(len(contexts), 1).expand(-1, 4)
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def clock(self) -> float:
+        self.now += 1e-6  # looking at the clock takes time too, or an idle engine would look for ever
+        return self.now
+
+    def engine(self) -> Engine:
+        return Engine(self, here.new_scheduler(), clock=self.clock, sleep=self.sleep)
+
+
+def validate(machine: Machine, trace: Path | None = None, seed: int = 0) -> dict[str, Any]:
+    return here.validate_here(effort=EFFORT, trace=trace, make_engine=machine.engine, threads=1, device="cpu", seed=seed)
+
+
+@pytest.fixture(autouse=True)
+def _no_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LLMLAB_DATA", raising=False)
+
+
+def test_a_steady_machine_does_what_was_predicted() -> None:
+    result = validate(Machine())
+    below = [row for row in result["rows"] if not row["saturated"]]
+    errors = [abs(row["predicted"] / row["measured"] - 1) for row in below]
+    assert np.median(errors) < 0.02
+    assert max(errors) < 0.08
+    assert result["summary"]["met"] == {"ttft": True, "tpot": True, "e2e": True}
+    assert result["summary"]["coverage"] > 0.85
+
+
+def test_a_noisy_machine_stays_within_its_intervals() -> None:
+    result = validate(Machine(noise=0.15))
+    assert result["summary"]["met"] == {"ttft": True, "tpot": True, "e2e": True}
+    assert result["summary"]["coverage"] >= 0.7
+
+
+def test_a_machine_that_slows_down_after_calibration_is_seen() -> None:
+    machine = Machine()
+    slow_down = machine.engine
+
+    def engine() -> Engine:
+        machine.slower = 1.0 if machine.now < EFFORT.calibrate_s - 1 else 1.5
+        return slow_down()
+
+    machine.engine = engine  # type: ignore[method-assign]
+    result = validate(machine)
+    assert not all(result["summary"]["met"].values())
+    assert result["summary"]["coverage_below_saturation"] < 0.5
+
+
+def test_rows_have_the_documented_form_and_are_json() -> None:
+    result = validate(Machine())
+    parsed = json.loads(json.dumps(result, allow_nan=False))
+    assert set(parsed) == {"rows", "excluded", "summary"}
+    wanted = {"row_id", "metric", "measured", "predicted", "low", "high", "source", "fitted", "load", "saturated"}
+    for row in parsed["rows"]:
+        assert wanted <= set(row)
+        assert row["low"] <= row["predicted"] <= row["high"]
+        assert row["fitted"] is False
+    assert {row["metric"] for row in parsed["rows"]} == set(here.METRICS)
+    assert [row["saturated"] for row in parsed["rows"][:: len(here.METRICS)]] == [False, False, True]
+    titles = [title for title, rows in here.tables(result) if rows]
+    assert len(titles) == 2
+
+
+def test_the_same_machine_and_seed_give_the_same_figures() -> None:
+    one, two = (validate(Machine(noise=0.1), seed=3)["rows"] for _ in range(2))
+    keys = ("measured", "predicted", "low", "high")
+    assert [[row[key] for key in keys] for row in one] == [[row[key] for key in keys] for row in two]
+
+
+def test_requests_come_from_the_trace_scaled_down(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.csv"
+    path.write_text(
+        "arrival_s,prompt_tokens,output_tokens\n" + "".join(f"{i * i / 9},{i * 100 + 1},{i + 1}\n" for i in range(60))
+    )
+    requests = here.like_trace(path, np.random.default_rng(0))
+    assert requests.name == "tiny.csv"
+    assert requests.prompt_tokens[:4].tolist() == [1, 13, 26, 38]
+    assert requests.prompt_tokens.max() == here.LONGEST_PROMPT
+    part = here.at_load(requests, 4.0, EFFORT, np.random.default_rng(0))
+    assert (len(part) - 1) / part.span_s == pytest.approx(4.0)
+    gaps = np.diff(part.arrival_ns)
+    assert gaps[-1] > gaps[0]  # their pattern is the trace's
+
+
+def test_without_a_trace_requests_resemble_one() -> None:
+    requests = here.like_trace(None, np.random.default_rng(0))
+    assert "synthetic" in requests.name
+    assert requests.prompt_tokens.mean() * here.LENGTH_SCALE == pytest.approx(1155, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [({"threads": 0}, "threads=0"), ({"device": "tpu"}, "device='tpu'"), ({"trace": "absent.csv"}, "absent.csv")],
+)
+def test_bad_input_is_named(options: dict[str, Any], names: str) -> None:
+    with pytest.raises(InputError, match=names):
+        here.validate_here(**{"threads": 1, "device": "cpu", **options})
+
+
+@pytest.mark.slow
+def test_the_real_engine_goes_all_the_way() -> None:
+    tiny = {**here.MODEL, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "vocab_size": 64}
+    model = tiny | {"num_attention_heads": 2, "num_key_value_heads": 1}
+    effort = here.Effort(calibrate_s=1.0, loads=(0.2, 1.3), run_s=0.5, fewest_requests=10, simulations=3)
+    result = here.validate_here(effort=effort, model=model, threads=1, device="cpu")
+    assert len(result["rows"]) == 2 * len(here.METRICS)
+    assert all(row["measured"] > 0 and row["predicted"] > 0 for row in result["rows"])

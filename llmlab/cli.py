@@ -34,8 +34,10 @@ Ids = Annotated[list[str] | None, typer.Argument(help="Component ids or families
 
 
 def console() -> Console:
-    """Where tables go; progress and errors go to standard error."""
-    return Console(width=int(os.environ["COLUMNS"]) if "COLUMNS" in os.environ else None)
+    """Where tables go (a pipe gets room for wide ones); progress and errors go to standard error."""
+    if "COLUMNS" in os.environ:
+        return Console(width=int(os.environ["COLUMNS"]))
+    return Console() if sys.stdout.isatty() else Console(width=160)
 
 
 def emit(result: Any) -> None:
@@ -161,6 +163,47 @@ def bench_command(
         raise typer.Exit(1)
 
 
+@app.command("calibrate")
+def calibrate_command(
+    tables: Annotated[
+        Path | None, typer.Option(help="Folder of operator tables to fit instead of measuring this machine.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="Device the tables are of, such as h100; only with --tables.")] = None,
+    out: Annotated[Path, typer.Option(help="Where the profile goes; `--gpu` of the simulator takes it.")] = Path(
+        "machine.json"
+    ),
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer shapes; only without --tables.")] = False,
+    json_output: Json = False,
+) -> None:
+    """Measure this machine's operators and fit its efficiency curves; or fit a device's from operator tables."""
+    if (tables is None) != (device is None):
+        raise InputError("calibrate", "device", device, "--tables and --device belong together")
+    with progress_bar("calibrate") as advance:
+        if tables is not None and device is not None:
+            from llmlab.harness.calibration.from_tables import calibrate_tables
+
+            profile = calibrate_tables(tables, device, out=out, progress=advance)
+        else:
+            from llmlab.harness.calibration.here import calibrate_here
+
+            profile = calibrate_here(out=out, quick=quick, progress=advance)
+    if json_output:
+        emit(profile.to_json() | {"out": str(out)})
+        return
+    rows = [
+        {
+            "curve": name,
+            "form": curve.form,
+            "shapes": curve.rows,
+            "held-out mean error %": 100 * curve.held_out["mean_absolute_error"] if curve.held_out else "all fitted",
+            "median %": 100 * curve.held_out["median_absolute_error"] if curve.held_out else "",
+            "bias %": 100 * curve.held_out["bias"] if curve.held_out else "",
+        }
+        for name, curve in sorted(profile.curves.items())
+    ]
+    show(f"{profile.device.name}: error on the half of the shapes left out of the fit; profile in {out}", rows)
+
+
 @validate_app.command("serving")
 def validate_serving_command(
     runs: Annotated[list[Path], typer.Option("--runs", help="CSV (or .csv.gz) of measured rows; may be given several times.")],
@@ -272,7 +315,8 @@ def plan_serve_command(
     json_output: Json = False,
 ) -> None:
     """Find the cheapest deployment that keeps an objective: what binds, how to start it. Exit code 1 if none does."""
-    from llmlab.simulator.serving.plan import plan, read_prices, tables
+    from llmlab.simulator.serving.answer import tables
+    from llmlab.simulator.serving.plan import plan, read_prices
     from llmlab.simulator.serving.run import read_workload
     from llmlab.simulator.serving.simulate import check_ending
     from llmlab.simulator.serving.slo import parse_slo
@@ -316,7 +360,7 @@ def validate_here_command(
     quick: Annotated[bool, typer.Option("--quick", help="Three short loads instead of five: about 1.5 minutes.")] = False,
     trace: Annotated[
         Path | None,
-        typer.Option(help="Requests to draw from; the Azure trace of LLMLAB_DATA, or ones like it, when not given."),
+        typer.Option(help="Requests to draw from; the Azure trace in LLMLAB_DATA or ones like it when not given."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of weights, prompts and draws.")] = 0,
     threads: Annotated[int | None, typer.Option(help="Threads the engine computes with; all when not given.")] = None,

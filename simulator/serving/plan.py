@@ -22,13 +22,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-
 from llmlab.reference.errors import InputError
-from llmlab.simulator.cost.batch import BatchShape
 from llmlab.simulator.hardware.profile import load_device
 from llmlab.simulator.model.description import load_model
-from llmlab.simulator.serving.deployment import Deployment, Site, resolve
+from llmlab.simulator.serving.answer import explain, launch_command
+from llmlab.simulator.serving.bounds import bounds
+from llmlab.simulator.serving.deployment import Deployment, resolve
 from llmlab.simulator.serving.simulate import SimulationResult, simulate
 from llmlab.simulator.serving.slo import Slo, Target
 from llmlab.simulator.workload.workload import Workload
@@ -274,64 +273,6 @@ def judge(result: SimulationResult, slo: Slo, level: str) -> Point:
 
 
 @dataclass(frozen=True)
-class Bounds:
-    """What the cost model alone says about a device group.
-
-    Attributes:
-        reason: why no number of replicas can keep the objective; empty where one might.
-        replicas: no fewer can do the work of the busiest stretch in time.
-    """
-
-    reason: str = ""
-    replicas: int = 1
-
-
-def bounds(site: Site, window: Workload, slo: Slo) -> Bounds:
-    """Lower bounds that hold for any schedule.
-
-    A token after the first takes at least a step of one decode over its shortest context, a first token at least the
-    prefill of its own prompt (one token of it, where prefixes may be cached) in the largest allowed steps. Work: a step of n
-    tokens takes at least n times the smallest time per token of any step, whatever else is in it.
-    """
-    cost, largest = site.cost, site.max_num_batched_tokens
-
-    def prefill_s(tokens: int) -> float:
-        whole, rest = divmod(int(tokens), largest)
-        steps = [BatchShape(((largest, i * largest),), 0, 0, 0) for i in range(whole)]
-        if rest > 1:
-            steps.append(BatchShape(((rest, whole * largest),), 0, 0, 1))
-        elif rest:
-            steps.append(BatchShape((), 1, whole * largest + 1, 1))
-        return sum(cost.step_ns(step) for step in steps) / 1e9
-
-    longest = int((window.prompt_tokens + window.output_tokens).max())
-    if site.longest_tokens is not None and longest > site.longest_tokens:
-        return Bounds(f"requests of {longest} tokens pass the model's context of {site.longest_tokens}")
-    blocks = -(-(longest - 1) // site.deployment.block_tokens)
-    if blocks > site.kv_blocks:
-        return Bounds(f"HBM capacity: the longest request needs {blocks} KV blocks, {site.kv_blocks} fit beside the weights")
-    decode_s = cost.step_ns(BatchShape((), 1, 1, 1)) / 1e9
-    prompts = np.sort(window.prompt_tokens)
-    for target in slo.targets:
-        fraction = target.quantile
-        if target.metric in ("tpot", "itl") and decode_s > target.seconds:
-            return Bounds(f"a lone request takes {decode_s * 1e3:.1f} ms per token ({cost.binding(BatchShape((), 1, 1, 1))})")
-        if target.metric == "ttft" and fraction is not None and not window.block_hashes:
-            prompt = int(prompts[math.floor((len(prompts) - 1) * fraction)])
-            least = prefill_s(prompt) + site.engine.host_request_s
-            if least > target.seconds:
-                return Bounds(f"a lone prompt of {prompt} tokens takes {least:.2f} s to its first token (compute)")
-    tokens = float((window.output_tokens - 1).sum()) + (
-        len(window) if window.block_hashes else float(window.prompt_tokens.sum())
-    )
-    sizes = np.unique(np.minimum(2 ** np.arange(0, 40), largest))
-    per_token_s = min(cost.step_ns(BatchShape((), int(n), int(n), int(n))) / 1e9 / n for n in sizes)
-    # e2e is not bounded by the objective in general, so only a workload that lasts long tells how much time there is
-    allowed_s = window.span_s + max(60.0, slo.limit("e2e") if math.isfinite(slo.limit("e2e")) else 60.0)
-    return Bounds(replicas=max(1, math.ceil(tokens * per_token_s / allowed_s)) if not window.clients else 1)
-
-
-@dataclass(frozen=True)
 class _Task:
     """What one worker does: find the smallest replica count of a configuration, or run one option once."""
 
@@ -407,6 +348,184 @@ def _mapper(
         yield lambda tasks: pool.map(_work, tasks)
 
 
+def _prices(gpus: Sequence[str], max_gpus: int, given: Mapping[str, float]) -> dict[str, dict[str, Any]]:
+    """Price and source of every device asked for, each once."""
+    if not gpus:
+        raise InputError("--gpu", "gpu", "", "names no device")
+    if max_gpus < 1:
+        raise InputError("--max-gpus", "max_gpus", max_gpus, "must be at least 1")
+    for name, price in given.items():
+        if name not in gpus:
+            raise InputError("--price", "gpu", name, f"is not among the devices asked for ({', '.join(gpus)})")
+        if not 0 < price < math.inf:
+            raise InputError("--price", name, price, "must be positive")
+    known = {}
+    for gpu in dict.fromkeys(gpus):
+        device = load_device(gpu).device
+        known[gpu] = {
+            "usd_per_hour": given.get(gpu, device.price_usd_per_hour),
+            "source": "given" if gpu in given else device.price_source,
+        }
+        if not known[gpu]["usd_per_hour"]:
+            raise InputError("--price", gpu, None, "has no default price: give one")
+    return known
+
+
+Run = Callable[[str, Sequence[_Task]], list[list[Point]]]
+
+
+def _counted(mapped: Callable[[Sequence[_Task]], Iterator[list[Point]]], report: Progress) -> Run:
+    """Run tasks and report how many are done."""
+
+    def run(stage: str, tasks: Sequence[_Task]) -> list[list[Point]]:
+        found = []
+        report(stage, 0, len(tasks))
+        for done, result in enumerate(mapped(tasks), start=1):
+            found.append(result)
+            report(stage, done, len(tasks))
+        return found
+
+    return run
+
+
+@dataclass
+class _Group:
+    """Deployments that differ in replicas and sizes only.
+
+    Attributes:
+        base: one replica at the starting sizes.
+        least, most: replica counts worth simulating.
+        needed: the smallest count that kept the objective on the busiest stretch, None if none did.
+        running: the most requests a step of that run held.
+    """
+
+    base: Deployment
+    least: int
+    most: int
+    needed: int | None = None
+    running: int = 0
+
+    @property
+    def usd_per_hour(self) -> float:
+        """Of one replica."""
+        return (self.base.price_usd_per_hour or 0.0) * self.base.tensor_parallel
+
+
+@dataclass
+class _Search:
+    """The state of a search; its methods are the stages, in order."""
+
+    slo: Slo
+    workload: Workload
+    window: Workload
+    max_gpus: int
+    run: Run = field(default=lambda stage, tasks: [])
+    groups: list[_Group] = field(default_factory=list)
+    rejected: list[dict[str, Any]] = field(default_factory=list)
+    points: list[Point] = field(default_factory=list)
+    simulations: int = 0
+
+    def simulate(self, stage: str, tasks: Sequence[_Task]) -> list[list[Point]]:
+        """Run tasks, keep every point."""
+        found = self.run(stage, tasks)
+        for points in found:
+            self.points += points
+            self.simulations += len(points)
+        return found
+
+    def consider(self, model: str, gpu: str, price: float, options: Mapping[str, Any]) -> None:
+        """Add the groups of one device that no bound rules out: tensor parallelism 1, 2, 4, ... within a node."""
+        degree = 1
+        while degree <= min(load_device(gpu).device.devices_per_node, self.max_gpus):
+            base = Deployment(model, gpu, degree, price_usd_per_hour=price, **options)
+            try:
+                site = resolve(base)
+                reason = bounds(site, self.workload, self.slo).reason
+            except InputError as error:
+                if error.field not in ("memory", "tensor_parallel", "kv_blocks"):
+                    raise
+                reason = error.why if error.field == "tensor_parallel" else f"HBM capacity: {error.why}"
+            most = self.max_gpus // degree
+            if reason:
+                self.rejected.append({"gpu": gpu, "tensor_parallel": degree, "reason": reason})
+            else:
+                least = bounds(site, self.window, self.slo).replicas
+                self.groups.append(_Group(base, least=min(least, most), most=most))
+            degree *= 2
+
+    def refuse_if_nothing_fits(self, model: str, gpus: Sequence[str]) -> None:
+        """A model that no group can hold is bad input, not an objective out of reach."""
+        if not self.groups and all("HBM capacity" in row["reason"] or "must divide" in row["reason"] for row in self.rejected):
+            last = self.rejected[-1]
+            where = f"{last['tensor_parallel']} x {last['gpu']}"
+            raise InputError(model, "gpu", ",".join(gpus), f"does not fit anywhere; on {where}: {last['reason']}")
+
+    def size(self) -> None:
+        """Find the smallest replica count of every group at the starting sizes."""
+        tasks = [_Task(group.base, "window", low=group.least, high=group.most) for group in self.groups]
+        for group, found in zip(self.groups, self.simulate("sizing", tasks)):
+            kept = [point for point in found if point.kept]
+            best = min(kept or found, key=lambda point: point.deployment.replicas)
+            group.needed = best.deployment.replicas if kept else None
+            group.running = best.summary["most_running"]
+
+    def vary(self) -> None:
+        """Try other batch and chunk sizes wherever one replica less would be the cheapest yet, or as cheap."""
+        cheapest = min((group.usd_per_hour * group.needed for group in self.groups if group.needed), default=math.inf)
+        tasks = []
+        for group in self.groups:
+            most = group.needed or group.most
+            least = max(1, group.least, most - 1)
+            if group.usd_per_hour * least > cheapest:
+                continue
+            sizes = [(MAX_NUM_SEQS, batched) for batched in OTHER_BATCHED_TOKENS]
+            sizes += [(seqs, MAX_NUM_BATCHED_TOKENS) for seqs in OTHER_NUM_SEQS if min(seqs, MAX_NUM_SEQS) < group.running + 1]
+            for seqs, batched in sizes:
+                other = replace(group.base, max_num_seqs=seqs, max_num_batched_tokens=batched)
+                try:
+                    resolve(other)
+                except InputError:
+                    continue  # larger steps leave no room for the cache
+                tasks.append(_Task(other, "window", low=least, high=most))
+        self.simulate("batch and chunk sizes", tasks)
+
+    def verify(self) -> tuple[Point | None, Point | None]:
+        """Try options on the whole workload by price until two kept the objective: the answer and the runner-up."""
+        if len(self.window) == len(self.workload):
+            return _two_best([replace(point, level="whole") for point in self.points if point.kept])
+        best: dict[tuple[tuple[str, int], int], Point] = {}
+        for point in sorted(self.points, key=lambda point: (point.ratio, point.order)):
+            best.setdefault((point.group, point.deployment.replicas), point)
+        queue = sorted((point for point in best.values() if point.ratio <= HOPELESS), key=lambda point: point.order)
+        kept: list[Point] = []
+        for start in range(0, WHOLE_RUNS, 2):  # always two at a time, so that the number of workers changes nothing
+            now = queue[start : start + 2]
+            if not now or len(kept) >= 2:
+                break
+            tasks = [_Task(p.deployment, "whole", p.deployment.replicas, p.deployment.replicas, give_up=1.0) for p in now]
+            for found in self.simulate(f"whole workload, round {start // 2 + 1}", tasks):
+                kept += [point for point in found if point.kept]
+        return _two_best(kept)
+
+    def stress(self, chosen: Point | None, seed: int) -> tuple[float, bool | None]:
+        """Run the answer once more with every step as long as the calibration's residuals allow."""
+        if chosen is None:
+            return 1.0, None
+        deployment = chosen.deployment
+        stretch = simulate(deployment, self.window, seed=seed).step_interval()[1]
+        task = _Task(deployment, "whole", deployment.replicas, deployment.replicas, give_up=1.0, stretch=stretch)
+        self.simulations += 1
+        return stretch, self.run("slow end of the calibration", [task])[0][0].kept
+
+
+def _two_best(kept: Sequence[Point]) -> tuple[Point | None, Point | None]:
+    """The cheapest, and the cheapest that differs in device, tensor parallelism or replicas."""
+    ordered = sorted(kept, key=lambda point: point.order)
+    chosen = ordered[0] if ordered else None
+    others = (p for p in ordered if chosen and (p.group, p.deployment.replicas) != (chosen.group, chosen.deployment.replicas))
+    return chosen, next(others, None)
+
+
 def plan(
     model: str,
     workload: Workload,
@@ -439,250 +558,47 @@ def plan(
     """
     started = time.perf_counter()
     report = progress or (lambda name, done, total: None)
-    if not gpus:
-        raise InputError("--gpu", "gpu", "", "names no device")
-    if max_gpus < 1:
-        raise InputError("--max-gpus", "max_gpus", max_gpus, "must be at least 1")
-    given = dict(prices or {})
-    for name, price in given.items():
-        if name not in gpus:
-            raise InputError("--price", "gpu", name, f"is not among the devices asked for ({', '.join(gpus)})")
-        if not 0 < price < math.inf:
-            raise InputError("--price", name, price, "must be positive")
-    description = load_model(model)
+    known_prices = _prices(gpus, max_gpus, prices or {})
+    options = {
+        "max_num_seqs": MAX_NUM_SEQS,
+        "max_num_batched_tokens": MAX_NUM_BATCHED_TOKENS,
+        "gpu_memory_utilization": gpu_memory_utilization,
+        "prefix_caching": prefix_caching,
+        "weight_dtype": weight_dtype,
+        "kv_dtype": kv_dtype,
+        "engine": engine,
+        "router": router,
+    }
     window = busiest(workload)
-    same = len(window) == len(workload)
-
-    candidates: list[tuple[Deployment, Bounds]] = []
-    rejected: list[dict[str, Any]] = []
-    known_prices: dict[str, dict[str, Any]] = {}
-    notes: list[str] = []
-    for gpu in dict.fromkeys(gpus):
-        profile = load_device(gpu)
-        device = profile.device
-        notes += [note for note in profile.notes if note not in notes]
-        known_prices[gpu] = {
-            "usd_per_hour": given.get(gpu, device.price_usd_per_hour),
-            "source": "given" if gpu in given else device.price_source,
-        }
-        if not known_prices[gpu]["usd_per_hour"]:
-            raise InputError("--price", gpu, None, "has no default price: give one")
-        degree = 1
-        while degree <= min(device.devices_per_node, max_gpus):
-            base = Deployment(
-                model,
-                gpu,
-                degree,
-                max_num_seqs=MAX_NUM_SEQS,
-                max_num_batched_tokens=MAX_NUM_BATCHED_TOKENS,
-                gpu_memory_utilization=gpu_memory_utilization,
-                prefix_caching=prefix_caching,
-                weight_dtype=weight_dtype,
-                kv_dtype=kv_dtype,
-                engine=engine,
-                router=router,
-                price_usd_per_hour=known_prices[gpu]["usd_per_hour"],
-            )
-            try:
-                reason = bounds(resolve(base), workload, slo).reason
-            except InputError as error:
-                if error.field not in ("memory", "tensor_parallel", "kv_blocks"):
-                    raise
-                reason = f"HBM capacity: {error.why}" if error.field != "tensor_parallel" else error.why
-            if reason:
-                rejected.append({"gpu": gpu, "tensor_parallel": degree, "reason": reason})
-            else:
-                candidates.append((base, bounds(resolve(base), window, slo)))
-            degree *= 2
-    if not candidates and all("fit" in row["reason"] or "must divide" in row["reason"] for row in rejected):
-        best = rejected[-1]
-        raise InputError(
-            description.name,
-            "gpu",
-            ",".join(gpus),
-            f"does not fit anywhere; on {best['tensor_parallel']} x {best['gpu']} {best['reason']}",
-        )
-
-    points: list[Point] = []
-    simulations = 0
+    search = _Search(slo, workload, window, max_gpus)
+    for gpu, price in known_prices.items():
+        search.consider(model, gpu, price["usd_per_hour"], options)
+    search.refuse_if_nothing_fits(model, gpus)
     with _mapper(workers, {"window": window, "whole": workload}, slo, seed) as mapped:
-
-        def run(stage: str, tasks: Sequence[_Task]) -> list[list[Point]]:
-            nonlocal simulations
-            found = []
-            report(stage, 0, len(tasks))
-            for done, result in enumerate(mapped(tasks), start=1):
-                found.append(result)
-                simulations += len(result)
-                report(stage, done, len(tasks))
-            return found
-
-        # the smallest replica count of each group at the default sizes
-        tasks = [
-            _Task(
-                base, "window", low=min(bound.replicas, max_gpus // base.tensor_parallel), high=max_gpus // base.tensor_parallel
-            )
-            for base, bound in candidates
-        ]
-        smallest: dict[Deployment, int | None] = {}
-        most_running: dict[Deployment, int] = {}
-        for task, found in zip(tasks, run("sizing", tasks)):
-            points += found
-            kept = [point.deployment.replicas for point in found if point.kept]
-            smallest[task.deployment] = min(kept) if kept else None
-            last = max(found, key=lambda point: (point.kept, -point.deployment.replicas))
-            most_running[task.deployment] = last.summary["most_running"]
-
-        # other sizes: can they do with less, or keep a larger margin?
-        costs = [replicas * base.tensor_parallel * base.price_usd_per_hour for base, replicas in smallest.items() if replicas]  # type: ignore[operator]
-        worth = min(costs, default=math.inf)
-        tasks = []
-        for base, bound in candidates:
-            most = smallest[base] or max_gpus // base.tensor_parallel
-            least = max(1, bound.replicas, most - 1)
-            if base.price_usd_per_hour * base.tensor_parallel * least > worth:  # type: ignore[operator]
-                continue
-            sizes = [(MAX_NUM_SEQS, batched) for batched in OTHER_BATCHED_TOKENS]
-            for seqs in OTHER_NUM_SEQS:
-                reached = most_running[base]
-                if seqs < reached if seqs < MAX_NUM_SEQS else reached >= MAX_NUM_SEQS:
-                    sizes.append((seqs, MAX_NUM_BATCHED_TOKENS))
-            for seqs, batched in sizes:
-                other = replace(base, max_num_seqs=seqs, max_num_batched_tokens=batched)
-                try:
-                    resolve(other)
-                except InputError:
-                    continue  # larger steps leave no room for the cache
-                tasks.append(_Task(other, "window", low=least, high=most))
-        for found in run("batch and chunk sizes", tasks):
-            points += found
-
-        # the whole workload, in order of price
-        if same:
-            verified = [replace(point, level="whole") for point in points if point.kept]
-            chosen, runner_up = _two_best(verified)
-        else:
-            chosen, runner_up, whole = _verify(points, run)
-            points += whole
-        stretch, robust = 1.0, None
-        if chosen is not None:
-            sample = simulate(chosen.deployment, window, seed=seed)
-            stretch = sample.step_interval()[1]
-            deployment = chosen.deployment
-            task = _Task(deployment, "whole", deployment.replicas, deployment.replicas, give_up=1.0, stretch=stretch)
-            robust = run("slow end of the calibration", [task])[0][0].kept
+        search.run = _counted(mapped, report)
+        search.size()
+        search.vary()
+        chosen, runner_up = search.verify()
+        stretch, robust = search.stress(chosen, seed)
+    points = sorted(search.points, key=lambda point: (*point.order, point.label, point.level))
     return Plan(
-        model=description.name,
+        model=load_model(model).name,
         workload=workload.name,
         slo=slo,
         max_gpus=max_gpus,
         chosen=chosen,
         runner_up=runner_up,
-        points=tuple(sorted(points, key=lambda point: (*point.order, point.label, point.level))),
-        rejected=tuple(rejected),
+        points=tuple(points),
+        rejected=tuple(search.rejected),
         prices=known_prices,
-        binds=explain(chosen, points, rejected),
+        binds=explain(chosen, points, search.rejected),
         robust=robust,
         stretch=stretch,
         command=launch_command(chosen, workload) if chosen else "",
-        simulations=simulations,
+        simulations=search.simulations,
         wall_s=time.perf_counter() - started,
-        notes=tuple(notes),
+        notes=tuple(dict.fromkeys(note for gpu in known_prices for note in load_device(gpu).notes)),
     )
-
-
-def _two_best(kept: Sequence[Point]) -> tuple[Point | None, Point | None]:
-    """The cheapest, and the cheapest that differs in device, tensor parallelism or replicas."""
-    ordered = sorted(kept, key=lambda point: point.order)
-    chosen = ordered[0] if ordered else None
-    others = (p for p in ordered if chosen and (p.group, p.deployment.replicas) != (chosen.group, chosen.deployment.replicas))
-    return chosen, next(others, None)
-
-
-def _verify(
-    points: Sequence[Point], run: Callable[[str, Sequence[_Task]], list[list[Point]]]
-) -> tuple[Point | None, Point | None, list[Point]]:
-    """Try options on the whole workload by price until two kept the objective; return them and all that were tried."""
-    best: dict[tuple[tuple[str, int], int], Point] = {}
-    for point in sorted(points, key=lambda point: (point.ratio, point.order)):
-        best.setdefault((point.group, point.deployment.replicas), point)
-    queue = sorted((point for point in best.values() if point.ratio <= HOPELESS), key=lambda point: point.order)
-    kept: list[Point] = []
-    tried: list[Point] = []
-    while queue and len(kept) < 2 and len(tried) < WHOLE_RUNS:
-        now, queue = queue[:2], queue[2:]  # always two, so that the answer does not depend on the number of workers
-        tasks = [
-            _Task(point.deployment, "whole", point.deployment.replicas, point.deployment.replicas, give_up=1.0) for point in now
-        ]
-        for found in run(f"whole workload, round {len(tried) // 2 + 1}", tasks):
-            tried += found
-            kept += [point for point in found if point.kept]
-    chosen, runner_up = _two_best(kept)
-    return chosen, runner_up, tried
-
-
-def explain(chosen: Point | None, points: Sequence[Point], rejected: Sequence[Mapping[str, Any]]) -> str:
-    """Say what keeps anything cheaper from being enough, from the next smaller option that was simulated."""
-    if chosen is None:
-        if not points:
-            return "; ".join(f"{row['gpu']} TP{row['tensor_parallel']}: {row['reason']}" for row in rejected)
-        nearest = min(points, key=lambda point: point.ratio)
-        return f"nothing within the limit keeps the objective; nearest is {nearest.label}: {_cause(nearest)}"
-    said = []
-    smaller = [point for point in points if point.usd_per_hour < chosen.usd_per_hour and not point.kept]
-    own = [point for point in smaller if point.group == chosen.group]
-    if own or smaller:
-        below = min(own or smaller, key=lambda point: (-point.usd_per_hour, point.ratio))
-        said.append(f"the next cheaper option, {below.label} at {below.usd_per_hour:.2f} US$/h, fails: {_cause(below)}")
-    lower = [row for row in rejected if row["gpu"] == chosen.group[0] and row["tensor_parallel"] < chosen.group[1]]
-    if lower:
-        said.append(f"TP{lower[-1]['tensor_parallel']} of {lower[-1]['gpu']} is ruled out by {lower[-1]['reason']}")
-    if not said:
-        said.append("nothing cheaper was possible: one replica of the smallest group is enough")
-    steps = ", ".join(f"{name} {share:.0%}" for name, share in chosen.summary["bound_by"].items() if share >= 0.005)
-    said.append(f"busy time of the chosen option is bound by {steps}")
-    return "; ".join(said)
-
-
-def _cause(point: Point) -> str:
-    """Which resource makes an option break its objective."""
-    summary = point.summary
-    bound = next(iter(summary["bound_by"]), "compute")
-    resource = {"compute": "compute", "HBM bandwidth": "HBM bandwidth", "network": "network"}.get(bound, bound)
-    broken = "; ".join(point.broken) or "the objective"
-    queue, ttft = summary["queue_s"]["p99"], summary["ttft_s"]["p99"]
-    full = (summary["kv_peak_fraction"] or 0) > 0.97
-    if full or summary["preemptions"]:
-        return f"{broken}, HBM capacity: the KV cache is full ({summary['preemptions']} preemptions)"
-    if queue is not None and ttft and queue > 0.5 * ttft and any(clause.startswith("ttft") for clause in point.broken):
-        return f"{broken}, queueing behind {resource} (utilization {summary['utilization']:.0%})"
-    return f"{broken}, {resource}"
-
-
-def launch_command(point: Point, workload: Workload) -> str:
-    """The `vllm serve` command of one replica."""
-    deployment = point.deployment
-    longest = int((workload.prompt_tokens + workload.output_tokens).max())
-    context = load_model(str(deployment.model)).max_context_tokens
-    length = min(context, -(-longest // 1024) * 1024)
-    parts = [
-        f"vllm serve {deployment.model}",
-        f"--tensor-parallel-size {deployment.tensor_parallel}",
-        f"--max-num-seqs {deployment.max_num_seqs}",
-        f"--max-num-batched-tokens {deployment.max_num_batched_tokens}",
-        f"--max-model-len {length}",
-        f"--gpu-memory-utilization {deployment.gpu_memory_utilization:g}",
-        "--enable-prefix-caching" if deployment.prefix_caching else "--no-enable-prefix-caching",
-        f"--block-size {deployment.block_tokens}",
-    ]
-    quantized = {"fp8": "fp8", "fp8_block": "fp8", "int4": "awq_marlin", "int8": "compressed-tensors"}
-    if deployment.weight_dtype in quantized:
-        parts.append(f"--quantization {quantized[deployment.weight_dtype]}")
-    else:
-        parts.append(f"--dtype {deployment.weight_dtype}")
-    if deployment.kv_dtype in ("fp8", "float8"):
-        parts.append("--kv-cache-dtype fp8")
-    return " ".join(parts)
 
 
 def read_prices(text: str | None) -> dict[str, float]:
@@ -707,33 +623,3 @@ def read_prices(text: str | None) -> dict[str, float]:
             raise InputError("--price", "gpu", name, "is given twice")
         prices[name] = value
     return prices
-
-
-def tables(found: Plan) -> list[tuple[str, list[dict[str, Any]]]]:
-    """The tables of a plan: (title, rows)."""
-    names = {
-        "gpu": "gpu",
-        "tensor_parallel": "TP",
-        "replicas": "replicas",
-        "max_num_seqs": "batch",
-        "max_num_batched_tokens": "chunk",
-        "usd_per_hour": "US$/h",
-        **{f"{target.metric}_{target.statistic}_s": f"{target.metric}_{target.statistic} s" for target in found.slo.targets},
-        "utilization": "busy",
-        "kv_peak_fraction": "KV peak",
-        "kept": "kept",
-        "simulated": "simulated",
-        "mark": "",
-    }
-    rows = [
-        {
-            name: "-" if row[key] is None else f"{row[key]:.2f}" if key == "usd_per_hour" else row[key]
-            for key, name in names.items()
-        }
-        for row in found.best_rows()
-    ]
-    title = f"{found.model} on {found.workload}: best of each group, {found.simulations} simulations in {found.wall_s:.0f} s"
-    shown = [(title, rows)]
-    if found.rejected:
-        shown.append(("Ruled out by a bound", [dict(row) for row in found.rejected]))
-    return shown

@@ -8,8 +8,10 @@ import pytest
 
 from llmlab.reference.errors import InputError
 from llmlab.simulator.serving import plan as planning
+from llmlab.simulator.serving.answer import tables
+from llmlab.simulator.serving.bounds import bounds
 from llmlab.simulator.serving.deployment import Deployment, resolve
-from llmlab.simulator.serving.plan import bounds, busiest, plan, read_prices, tables
+from llmlab.simulator.serving.plan import busiest, plan, read_prices
 from llmlab.simulator.serving.simulate import simulate
 from llmlab.simulator.serving.slo import parse_slo
 from llmlab.simulator.workload import synthetic

@@ -104,19 +104,16 @@ def describe() -> Machine:
     >>> describe().digest == describe().digest and describe().threads >= 1
     True
     """
-    import cpuinfo
-    import psutil
-
-    info = cpuinfo.get_cpu_info()
+    info = _processor()
     flags = info.get("flags", [])
     return Machine(
         cpu=str(info.get("brand_raw") or platform.processor() or platform.machine()),
         vendor=str(info.get("vendor_id_raw") or "unknown"),
         features=speed_features(flags),
-        cores=psutil.cpu_count(logical=False) or os.cpu_count() or 1,
+        cores=_cores(),
         threads=usable_threads(),
         caches=_caches(info),
-        memory_gib=round(psutil.virtual_memory().total / 2**30),
+        memory_gib=round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
         governor=_first_line("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         virtual="hypervisor" in flags,
         huge_pages=_chosen(_first_line("/sys/kernel/mm/transparent_hugepage/enabled")),
@@ -125,6 +122,28 @@ def describe() -> Machine:
         versions={"python": platform.python_version(), **_versions(PACKAGES)},
         code_paths=_code_paths(),
     )
+
+
+def _processor() -> dict[str, Any]:
+    """What py-cpuinfo tells; without it (a bare image) the brand, vendor and flags of Linux's own list."""
+    if importlib.util.find_spec("cpuinfo") is not None:
+        import cpuinfo
+
+        return dict(cpuinfo.get_cpu_info())
+    try:
+        first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
+    except OSError:
+        return {}
+    told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
+    return {"brand_raw": told.get("model name"), "vendor_id_raw": told.get("vendor_id"), "flags": told.get("flags", "").split()}
+
+
+def _cores() -> int:
+    if importlib.util.find_spec("psutil") is None:
+        return os.cpu_count() or 1
+    import psutil
+
+    return psutil.cpu_count(logical=False) or os.cpu_count() or 1
 
 
 def usable_threads() -> int:
@@ -220,9 +239,12 @@ def _code_paths() -> dict[str, str]:
 
 def _numpy_blas() -> str:
     import numpy as np
-    from threadpoolctl import threadpool_info
 
-    libraries = [library for library in threadpool_info() if library["user_api"] == "blas"]
+    libraries: list[dict[str, Any]] = []
+    if importlib.util.find_spec("threadpoolctl") is not None:
+        from threadpoolctl import threadpool_info
+
+        libraries = [library for library in threadpool_info() if library["user_api"] == "blas"]
     own = [library for library in libraries if "numpy" in str(library.get("filepath"))] or libraries
     if own:
         library = own[0]

@@ -6,6 +6,7 @@ implementations are given the same values in preallocated arrays of their own ki
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -457,6 +458,9 @@ def _with_limit(record: Record, peaks: Peaks | None) -> Record:
 
 
 def _free_memory() -> float:
+    """Bytes that may be used; half of all where nobody can tell."""
+    if importlib.util.find_spec("psutil") is None:
+        return describe().memory_gib * 2.0**29
     import psutil
 
     return float(psutil.virtual_memory().available)
@@ -478,7 +482,8 @@ def table(records: Sequence[Record], skipped: Sequence[Skipped] = ()) -> list[di
         fastest = min((one.median_s or 0.0 for one in timed), default=0.0)
         timed.sort(key=lambda one: one.median_s or 0.0)
         for one in [*timed, *(one for one in group if one not in timed)]:
-            head = {"component": component, "shape": shape, "dtype": dtype, "implementation": one.implementation}
+            where = f" on {one.device}" if isinstance(one, Record) and one.device != "cpu" else ""
+            head = {"component": component, "shape": shape, "dtype": dtype, "implementation": one.implementation + where}
             rows.append(head | (_skipped_cells(one) if isinstance(one, Skipped) else _cells(one, fastest)))
     return rows
 
@@ -498,6 +503,8 @@ def _cells(record: Record, fastest: float) -> dict[str, str]:
         off = f"error {record.error:.3g} x allowed; " if record.error is not None else ""
         return {"time": "WRONG", "best": "", "ratio": "", "% of limit": "", "bound": "", "remarks": f"{off}{record.checked}"}
     remarks = ["noisy"] if record.noisy else []
+    if record.fraction is not None and record.fraction > 1.05:
+        remarks.append("above the measured limit: its peaks are too low, or work is skipped")
     if record.moved_bytes and record.page_faults * 4096 > 0.05 * record.moved_bytes:
         remarks.append(f"{record.page_faults:.0f} page faults a call")
     if record.checked not in ("timed shape", "is the reference"):

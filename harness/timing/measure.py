@@ -15,6 +15,7 @@ How measurements lie on shared machines, and what is done here:
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import math
 import os
 import platform
@@ -326,7 +327,9 @@ def spin_variation(times: Sequence[float]) -> float:
 
 
 def _busy_seconds() -> float:
-    """Processor seconds used by anybody, time stolen by a hypervisor included."""
+    """Processor seconds used by anybody, time stolen by a hypervisor included; only our own where nobody can tell."""
+    if importlib.util.find_spec("psutil") is None:
+        return _own_seconds()
     import psutil
 
     spent = psutil.cpu_times()

@@ -12,6 +12,7 @@ import importlib.util
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -163,36 +164,62 @@ Planned = tuple[str, str, int, str, str, Callable[[], Made]]
 
 def _cpu_plan(machine: Machine, quick: bool) -> Iterator[Planned]:
     """(what, shape, size, dtype, method, maker of (call, FLOPs, bytes)) for every peak of the processor."""
+    yield from _compiled_plan(machine.threads) if _numba_works() else _plain_plan()
+    for dtype in ("float64", "float32"):
+        n = GEMM_SIZE[dtype] // (2 if quick else 1)
+        yield "arithmetic", f"n={n}", n, dtype, "numpy", partial(_numpy_gemm, dtype, n)
+    if importlib.util.find_spec("torch") is not None:
+        for dtype, full in GEMM_SIZE.items():
+            n = full // (2 if quick else 1)
+            yield "arithmetic", f"n={n}", n, dtype, "torch", partial(_torch_gemm, dtype, n, "cpu")
+
+
+def _numba_works() -> bool:
+    """Numba may be installed and yet refuse the NumPy beside it."""
+    try:
+        import numba  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def _compiled_plan(threads: int) -> Iterator[Planned]:
+    """Latency, bandwidth and register arithmetic by compiled loops."""
     from llmlab.harness.timing import loops
 
-    threads = machine.threads
     loops.use_threads(threads)
     yield "latency", "empty parallel region", threads, "", "numba", lambda: (loops.empty_region(threads), 0.0, 0.0)
     for size in CPU_WORKING_SETS:
         for method, make in (("read", loops.reading), ("triad", loops.triad)):
-            yield "bandwidth", _size(size), size, "", method, lambda make=make, size=size: make(size, threads)  # type: ignore[misc]
+            yield "bandwidth", _size(size), size, "", method, partial(make, size, threads)
     for dtype in ("float64", "float32"):
-        yield "arithmetic", "registers", 0, dtype, "fma", lambda dtype=dtype: loops.fused(dtype, threads)  # type: ignore[misc]
-    for dtype in ("float64", "float32"):
-        n = GEMM_SIZE[dtype] // (2 if quick else 1)
-        yield "arithmetic", f"n={n}", n, dtype, "numpy", lambda dtype=dtype, n=n: _numpy_gemm(dtype, n)  # type: ignore[misc]
-    if importlib.util.find_spec("torch") is not None:
-        for dtype, full in GEMM_SIZE.items():
-            n = full // (2 if quick else 1)
-            yield "arithmetic", f"n={n}", n, dtype, "torch", lambda dtype=dtype, n=n: _torch_gemm(dtype, n, "cpu")  # type: ignore[misc]
+        yield "arithmetic", "registers", 0, dtype, "fma", partial(loops.fused, dtype, threads)
+
+
+def _plain_plan() -> Iterator[Planned]:
+    """Latency and bandwidth without a compiler: one thread, so a lower bound."""
+    yield "latency", "one tiny call", 1, "", "numpy", partial(_numpy_copy, 1)
+    for size in CPU_WORKING_SETS:
+        yield "bandwidth", _size(size), size, "", "numpy", partial(_numpy_copy, size)
 
 
 def _cuda_plan(quick: bool) -> Iterator[Planned]:
     for size in CUDA_WORKING_SETS[: -1 if quick else None]:
-        yield "bandwidth", _size(size), size, "", "copy", lambda size=size: _cuda_copy(size)  # type: ignore[misc]
+        yield "bandwidth", _size(size), size, "", "copy", partial(_cuda_copy, size)
     yield "latency", "one tiny kernel", 1, "", "torch", _cuda_launch
     for dtype in GEMM_SIZE:
         n = 2048 if dtype == "float64" else 4096 if quick else 8192
-        yield "arithmetic", f"n={n}", n, dtype, "torch", lambda dtype=dtype, n=n: _torch_gemm(dtype, n, "cuda")  # type: ignore[misc]
+        yield "arithmetic", f"n={n}", n, dtype, "torch", partial(_torch_gemm, dtype, n, "cuda")
 
 
 def _size(size: int) -> str:
     return f"{size // MIB} MiB" if size >= MIB else f"{size // KIB} KiB"
+
+
+def _numpy_copy(size: int) -> Made:
+    source = np.ones(max(1, size // 16))
+    target = np.empty_like(source)
+    return lambda: np.copyto(target, source), 0.0, 2.0 * source.nbytes
 
 
 def _numpy_gemm(dtype: str, n: int) -> Made:

@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import re
 import socket
@@ -46,3 +47,15 @@ def test_the_processor_its_memory_and_code_paths_are_there():
 
 def test_only_instruction_sets_that_decide_speed_are_kept():
     assert speed_features(["vme", "avx2", "avx512_bf16", "sse4_2"]) == ("avx2", "avx512bf16", "sse4_2")
+
+
+def test_a_bare_image_is_described_too(monkeypatch):
+    present = importlib.util.find_spec
+    bare = {"cpuinfo", "psutil", "threadpoolctl", "torch", "numba"}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in bare else present(name))
+    describe.cache_clear()
+    machine = describe()
+    describe.cache_clear()
+    assert machine.cpu
+    assert machine.memory_gib >= 1
+    assert machine.code_paths.keys() == {"numpy"}

@@ -79,3 +79,14 @@ def test_libraries_are_unlocked_only_where_they_are_handicapped(tmp_path):
     library, other = environment["LD_PRELOAD"].split(":")
     assert library.startswith(str(tmp_path))
     assert (other, environment["HOME"], environment["OPENBLAS_CORETYPE"]) == ("other.so", "/", "SkylakeX")
+
+
+def test_without_a_compiler_peaks_are_still_measured(monkeypatch):
+    monkeypatch.setattr(peaks, "_numba_works", lambda: False)
+    monkeypatch.setattr(peaks, "measure", lambda call, **_: (call(), summarize([1.0]))[1])
+    monkeypatch.setattr(peaks, "CPU_WORKING_SETS", (1 << 16, 1 << 17))
+    monkeypatch.setattr(peaks, "GEMM_SIZE", {"float64": 8, "float32": 8})
+    records = list(peaks.measure_peaks(describe(), "cpu"))
+    found = peaks.from_records(records, describe().digest, "cpu")
+    assert [size for size, _ in found.bandwidth] == [1 << 16, 1 << 17]
+    assert "fma" not in found.methods["float32"]

@@ -19,7 +19,12 @@ from llmlab.reference.errors import InputError
 from llmlab.simulator.hardware.device import DTYPE_BYTES, Device
 
 FLOATS = SimpleNamespace(
-    ceil=math.ceil, maximum=max, minimum=min, sqrt=math.sqrt, log2=math.log2, exp=math.exp, where=lambda c, a, b: a if c else b
+    ceil=math.ceil,
+    floor=math.floor,
+    maximum=max,
+    minimum=min,
+    log2=math.log2,
+    where=lambda condition, yes, no: yes if condition else no,
 )
 """The functions the formulas use, for plain floats: ten times quicker than NumPy on a single number."""
 
@@ -55,22 +60,26 @@ class Limits:
 
 @dataclass(frozen=True)
 class Form:
-    """A formula: `seconds(parameters, limits, columns, xp)` and, per parameter, (first guess, lowest, highest)."""
+    """A formula: `seconds(parameters, limits, columns, xp)`.
+
+    `parameters` gives (first guess, lowest, highest) of each fitted number, `choices` the values of those that are not
+    continuous. A form without parameters takes whatever knots it is given.
+    """
 
     name: str
     seconds: Callable[[Parameters, Limits, Columns, Any], Any]
     parameters: Mapping[str, tuple[float, float, float]]
-    columns: tuple[str, ...]
+    choices: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 FORMS: dict[str, Form] = {}
 
 
-def form(name: str, columns: tuple[str, ...], **parameters: tuple[float, float, float]) -> Callable[[Any], Any]:
+def form(name: str, *, choices: Mapping[str, tuple[float, ...]] | None = None, **parameters: tuple[float, float, float]) -> Any:
     """Register the decorated formula."""
 
     def add(function: Any) -> Any:
-        FORMS[name] = Form(name, function, parameters, columns)
+        FORMS[name] = Form(name, function, parameters, choices or {})
         return function
 
     return add
@@ -81,102 +90,330 @@ def _join(a: Any, b: Any, sharpness: Any) -> Any:
     return (a**sharpness + b**sharpness) ** (1.0 / sharpness)
 
 
+def _throttled(seconds: Any, drop: Any, after_s: Any) -> Any:
+    """Long kernels run into the power limit: up to a fraction `drop` slower, half of it at `after_s`."""
+    return seconds * (1.0 + drop * seconds / (seconds + after_s))
+
+
+TILES = ((128, 256), (128, 128), (64, 128), (64, 64))
+"""Rows and columns of the output one multiprocessor computes at a time: what vendor libraries choose from."""
+
+SPLITS = (1, 2, 4, 8, 16, 32, 64)
+"""Parts the inner dimension is cut into when there are fewer tiles than multiprocessors."""
+
+
+@form(
+    "gemm_tiles",
+    latency_s=(1.5e-6, 1e-7, 1e-3),
+    launch_floor_s=(1e-7, 1e-8, 1e-3),
+    gemv_saves_s=(1e-7, 1e-10, 2e-6),
+    tile_s=(2e-6, 1e-9, 1e-4),
+    tile_exponent=(0.2, 1e-3, 1.0),
+    efficiency=(0.85, 0.2, 1.3),
+    small_tile_loss=(0.05, 1e-4, 3.0),
+    quantization=(0.3, 1e-3, 1.0),
+    inner_step_s=(3e-9, 1e-11, 1e-7),
+    split_s=(2.5e-6, 1e-8, 1e-4),
+    throttle=(0.06, 1e-4, 2.0),
+    throttle_after_s=(1e-3, 1e-5, 1e-1),
+    bandwidth=(0.93, 0.2, 1.5),
+    ramp_s_per_root_mb=(3e-7, 1e-9, 1e-5),
+    sharpness=(2.8, 1.0, 20.0),
+    convert_row_s=(1e-11, 1e-12, 1e-7),
+    convert_element_s=(1e-15, 1e-16, 1e-10),
+)
+def gemm_tiles(p: Parameters, limits: Limits, c: Columns, xp: Any = np) -> Any:
+    """out[m, n] = x[m, k] w[k, n] in tiles dealt to multiprocessors in waves, joined with the bytes of x, w and out.
+
+    The quickest of the tile sizes and splits of k counts. A lone tile cannot be quicker than `inner_step_s` per element of k;
+    starting and writing it costs `tile_s` times a power of the outputs it holds; small tiles run up to four at a time on a
+    multiprocessor. 8-bit kernels first convert x, a row at a time. Calls that are not replayed from a captured graph take at
+    least `launch_floor_s`.
+    """
+    m, n, k = c["m"], c["n"], c["k"]
+    per_core = limits.flops_per_s * p["efficiency"] / limits.cores
+    step_s = p["inner_step_s"] * limits.operand_bytes / 2.0
+    whole, smooth = p["quantization"], 1.0 - p["quantization"]
+    best = None
+    for rows, columns in TILES:
+        # Bytes loaded per FLOP grow as tiles shrink; 128 x 256 is the yardstick.
+        loss = 1.0 + p["small_tile_loss"] * ((rows + columns) / (rows * columns) * (128 * 256 / 384) - 1.0)
+        start_s = p["tile_s"] * (xp.minimum(m, rows) * columns / (128.0 * 256.0)) ** p["tile_exponent"]
+        tiles = xp.ceil(m / rows) * xp.ceil(n / columns)
+        work_s = 2.0 * rows * columns * loss / per_core
+        start_s = p["tile_s"] * (xp.minimum(m, rows) * columns / (128.0 * 256.0)) ** p["tile_exponent"]
+        together = min(4.0, 128 * 256 / (rows * columns))
+        for split in SPLITS:
+            units = tiles * split / limits.cores
+            waves = whole * xp.ceil(units) + smooth * xp.maximum(units, 1.0)
+            starts = whole * xp.ceil(units / together) + smooth * xp.maximum(units / together, 1.0)
+            steps = xp.maximum(k / split, 32.0)
+            seconds = xp.maximum(waves * steps * work_s, starts * steps * step_s) + starts * start_s
+            if split > 1:
+                partial = 8.0 * split * m * n  # float32, written and read, mostly within the last-level cache
+                slow = xp.where(partial < limits.cache_bytes, 0.4, 1.0)
+                seconds = seconds + p["split_s"] + slow * partial / (limits.bytes_per_s * p["bandwidth"])
+            best = seconds if best is None else xp.minimum(best, seconds)
+    compute = _throttled(best, p["throttle"], p["throttle_after_s"])
+    moved = limits.operand_bytes * (m * k + n * k) + 2.0 * m * n
+    memory = moved / (limits.bytes_per_s * p["bandwidth"]) + p["ramp_s_per_root_mb"] * (moved / 1e6) ** 0.5
+    convert = m * xp.maximum(p["convert_row_s"], k * p["convert_element_s"])
+    busy = p["latency_s"] - p["gemv_saves_s"] * (m == 1) + convert + _join(compute, memory, p["sharpness"])
+    return _join(busy, p["launch_floor_s"], 8.0)
+
+
 @form(
     "gemm",
-    ("m", "n", "k"),
-    latency_s=(3e-6, 1e-7, 1e-3),
-    efficiency=(0.75, 0.02, 1.1),
+    latency_s=(3e-6, 1e-7, 1e-2),
+    efficiency=(0.75, 0.02, 1.3),
     bandwidth=(0.8, 0.05, 1.5),
-    half_m=(64.0, 0.0, 4096.0),
+    half_m=(4.0, 1e-3, 4096.0),
+    half_n=(4.0, 1e-3, 4096.0),
     sharpness=(2.0, 1.0, 20.0),
 )
 def gemm(p: Parameters, limits: Limits, c: Columns, xp: Any = np) -> Any:
-    """out[m, n] = x[m, k] w[k, n]: launch + compute joined with the bytes of x, w and out."""
+    """out[m, n] = x[m, k] w[k, n]: launch + compute joined with the bytes of x, w and out.
+
+    At m = half_m rows the matrix units reach half of their efficiency.
+    """
     m, n, k = c["m"], c["n"], c["k"]
-    compute = 2.0 * (m + p["half_m"]) * n * k / (limits.flops_per_s * p["efficiency"])
+    compute = 2.0 * (m + p["half_m"]) * (n + p["half_n"]) * k / (limits.flops_per_s * p["efficiency"])
     memory = (limits.operand_bytes * (m * k + n * k) + 2.0 * m * n) / (limits.bytes_per_s * p["bandwidth"])
     return p["latency_s"] + _join(compute, memory, p["sharpness"])
 
 
+def _seen(keys: Any, window: Any, xp: Any) -> Any:
+    """Keys in sight: all, or at most the window."""
+    return xp.where(window > 0, xp.minimum(keys, xp.maximum(window, 1)), keys)
+
+
+@form(
+    "attention_prefill_tiles",
+    choices={"tile_rows": (64.0, 128.0), "tile_keys": (64.0, 128.0), "splits_keys": (0.0, 1.0), "packs_heads": (0.0, 1.0)},
+    latency_s=(9e-6, 1e-7, 1e-3),
+    latency_per_doubling_s=(1e-6, 1e-10, 1e-4),
+    tile_s=(2e-6, 1e-9, 1e-3),
+    efficiency=(0.7, 0.02, 1.3),
+    width_exponent=(0.35, 1e-3, 2.0),
+    key_s=(1.2e-8, 1e-10, 1e-5),
+    throttle=(0.2, 1e-4, 2.0),
+    throttle_after_s=(3e-2, 1e-5, 1e-1),
+    bandwidth=(1.0, 0.02, 1.2),
+    key_value_passes=(3.0, 0.5, 8.0),
+    sharpness=(2.0, 1.0, 20.0),
+)
+def attention_prefill_tiles(p: Parameters, limits: Limits, c: Columns, xp: Any = np) -> Any:
+    """Causal attention of new tokens to the cached ones and to themselves, in tiles of query rows.
+
+    Multiprocessors share the tiles; a lone long tile takes `key_s` per key. Where heads are packed, the query heads of one
+    key head share a tile; where keys are split, idle multiprocessors share a tile's keys. New keys and values are written
+    to the cache and read again: `key_value_passes` times their bytes.
+    """
+    batch, new, cached, width = c["batch"], c["new_tokens"], c["context_tokens"], c["head_width"]
+    heads, kv_heads, window = c["heads"], c["kv_heads"], c["window"]
+    rows, keys = p["tile_rows"], p["tile_keys"]
+    if p["packs_heads"]:
+        group = heads / kv_heads
+        tile_tokens = xp.maximum(rows / group, 1.0)
+        tiles = batch * kv_heads * xp.ceil(new * group / rows)
+    else:
+        tile_tokens = rows
+        tiles = batch * heads * xp.ceil(new / rows)
+    mean_keys = cached + 0.5 * (new + xp.minimum(tile_tokens, new))
+    in_band = window + tile_tokens
+    mean_keys = xp.where(window > 0, xp.minimum(mean_keys, in_band), mean_keys) + 0.5 * keys
+    most_keys = cached + new
+    most_keys = xp.where(window > 0, xp.minimum(most_keys, in_band), most_keys) + 0.5 * keys
+    per_core = limits.flops_per_s * p["efficiency"] * (width / 128.0) ** p["width_exponent"] / limits.cores
+    units = tiles / limits.cores
+    compute = units * (p["tile_s"] + 4.0 * width * rows * mean_keys / per_core)
+    shared = xp.maximum(1.0, xp.minimum(most_keys / keys, 1.0 / units)) if p["splits_keys"] else 1.0
+    chain = p["tile_s"] + most_keys * p["key_s"] * (width / 128.0) / shared
+    kept = _seen(new + cached, window, xp)
+    moved = batch * width * (4.0 * heads * new + 2.0 * limits.kv_bytes * kv_heads * p["key_value_passes"] * kept)
+    busy = _join(compute + moved / (limits.bytes_per_s * p["bandwidth"]), chain, p["sharpness"])
+    start = p["latency_s"] + p["latency_per_doubling_s"] * xp.log2(1.0 + most_keys / 128.0)
+    return start + _throttled(busy, p["throttle"], p["throttle_after_s"])
+
+
 @form(
     "attention_prefill",
-    ("batch", "new_tokens", "context_tokens", "heads", "kv_heads", "head_width", "window"),
-    latency_s=(8e-6, 1e-7, 1e-2),
-    efficiency=(0.6, 0.005, 1.1),
+    latency_s=(8e-6, 1e-7, 1e-1),
+    efficiency=(0.5, 0.005, 1.3),
     bandwidth=(0.7, 0.02, 1.5),
-    half_tokens=(128.0, 0.0, 8192.0),
+    half_keys=(64.0, 1e-3, 8192.0),
+    row_s=(1e-9, 1e-12, 1e-4),
 )
 def attention_prefill(p: Parameters, limits: Limits, c: Columns, xp: Any = np) -> Any:
-    """Causal attention of new tokens to the cached ones and to themselves."""
-    new, cached = c["new_tokens"], c["context_tokens"]
-    pairs = new * (cached + 0.5 * (new + 1.0))
-    flops = 4.0 * c["batch"] * c["heads"] * c["head_width"] * pairs
-    moved = c["batch"] * c["head_width"] * (4.0 * c["heads"] * new + 2.0 * limits.kv_bytes * c["kv_heads"] * (new + cached))
-    compute = flops * (1.0 + p["half_tokens"] / (new + cached)) / (limits.flops_per_s * p["efficiency"])
-    return p["latency_s"] + compute + moved / (limits.bytes_per_s * p["bandwidth"])
+    """Causal attention of new tokens to the cached ones and to themselves: launch + rows + FLOPs + bytes."""
+    new, cached, heads = c["new_tokens"], c["context_tokens"], c["heads"]
+    mean_keys = _seen(cached + 0.5 * (new + 1.0), c["window"], xp) + p["half_keys"]
+    flops = 4.0 * c["batch"] * heads * c["head_width"] * new * mean_keys
+    kept = _seen(new + cached, c["window"], xp)
+    moved = limits.operand_bytes * 2.0 * heads * new + 2.0 * limits.kv_bytes * c["kv_heads"] * kept
+    seconds = flops / (limits.flops_per_s * p["efficiency"]) + p["row_s"] * c["batch"] * heads * new
+    return p["latency_s"] + seconds + c["batch"] * c["head_width"] * moved / (limits.bytes_per_s * p["bandwidth"])
+
+
+@form(
+    "attention_decode_waves",
+    choices={"splits_lone_heads": (0.0, 1.0), "slots_per_core": (1.0, 2.0)},
+    latency_s=(8e-6, 1e-7, 1e-3),
+    latency_per_doubling_s=(3e-7, 1e-10, 1e-4),
+    grouped_s=(1e-6, 1e-10, 1e-4),
+    regrouped_s=(1e-6, 1e-10, 1e-4),
+    combine_s=(1e-6, 1e-10, 5e-5),
+    unit_s=(3.5e-6, 1e-9, 1e-4),
+    head_share=(0.01, 1e-5, 1.0),
+    key_s=(1e-8, 1e-12, 1e-6),
+    bandwidth=(0.9, 0.2, 1.3),
+    cache_bandwidth=(1.3, 0.2, 5.0),
+    cache_share=(0.7, 0.05, 3.0),
+    sharpness=(2.0, 1.0, 20.0),
+)
+def attention_decode_waves(p: Parameters, limits: Limits, c: Columns, xp: Any = np) -> Any:
+    """One query token per request against its cache; `context_tokens` per request, the new token included.
+
+    A unit is one request's one key head. Units fill the multiprocessors' slots in waves; when there are fewer, a unit's
+    keys are split among the idle ones (libraries differ in whether they do so for heads that share no keys) and combined.
+    Rearranging queries by key head costs a copy where there are several requests and several key heads.
+    """
+    batch, heads, kv_heads = c["batch"], c["heads"], c["kv_heads"]
+    keys = _seen(c["context_tokens"], c["window"], xp)
+    group = heads / kv_heads
+    key_bytes = 2.0 * limits.kv_bytes * c["head_width"]
+    moved = key_bytes * batch * kv_heads * keys
+    cold = xp.minimum(1.0, xp.maximum(0.0, moved / (limits.cache_bytes * p["cache_share"]) - 1.0))
+    memory = moved / limits.bytes_per_s * (cold / p["bandwidth"] + (1.0 - cold) / p["cache_bandwidth"])
+    slots = limits.cores * p["slots_per_core"]
+    units = batch * kv_heads
+    most = xp.maximum(1.0, keys / 128.0)
+    if not p["splits_lone_heads"]:
+        most = xp.where(group > 1, most, 1.0)
+    split = xp.where(units >= 0.8 * slots, 1.0, xp.maximum(1.0, xp.minimum(most, slots / units)))
+    waves = units * split / slots
+    whole = xp.floor(waves + 1e-9)
+    rest = xp.maximum(0.0, waves - whole)
+    serial = keys / split * p["key_s"] * key_bytes / 512.0 + p["unit_s"] * (1.0 + p["head_share"] * group)
+    per_wave = memory / waves
+    busy = whole * _join(per_wave, serial, p["sharpness"])
+    busy = busy + xp.where(rest > 1e-9, _join(rest * per_wave, serial, p["sharpness"]), 0.0)
+    start = p["latency_s"] + p["latency_per_doubling_s"] * xp.log2(1.0 + keys / 128.0)
+    start = start + p["combine_s"] * xp.minimum(1.0, split - 1.0)
+    copies = xp.where((batch > 1) & (kv_heads > 1), p["regrouped_s"], 0.0)
+    return start + busy + xp.where(group > 1, p["grouped_s"] + copies, 0.0)
 
 
 @form(
     "attention_decode",
-    ("batch", "context_tokens", "heads", "kv_heads", "head_width", "window"),
-    latency_s=(8e-6, 1e-7, 1e-2),
-    bandwidth=(0.8, 0.02, 1.5),
-    request_s=(2e-8, 0.0, 1e-4),
+    latency_s=(8e-6, 1e-7, 1e-1),
+    bandwidth=(0.8, 0.01, 1.5),
+    request_s=(2e-8, 1e-10, 1e-2),
+    head_s=(1e-9, 1e-12, 1e-3),
+    efficiency=(0.5, 0.005, 10.0),
 )
 def attention_decode(p: Parameters, limits: Limits, c: Columns, xp: Any = np) -> Any:
-    """One query token per request against its cache; `context_tokens` per request, the new token included."""
-    moved = 2.0 * limits.kv_bytes * c["batch"] * c["kv_heads"] * c["head_width"] * c["context_tokens"]
-    return p["latency_s"] + p["request_s"] * c["batch"] + moved / (limits.bytes_per_s * p["bandwidth"])
+    """One query token per request against its cache: launch + requests + heads + FLOPs + bytes."""
+    batch, keys = c["batch"], _seen(c["context_tokens"], c["window"], xp)
+    moved = 2.0 * limits.kv_bytes * batch * c["kv_heads"] * c["head_width"] * keys
+    flops = 4.0 * batch * c["heads"] * c["head_width"] * keys
+    busy = flops / (limits.flops_per_s * p["efficiency"]) + moved / (limits.bytes_per_s * p["bandwidth"])
+    return p["latency_s"] + batch * (p["request_s"] + p["head_s"] * c["heads"]) + busy
 
 
-@form(
-    "memory",
-    ("moved_bytes",),
-    latency_s=(2e-6, 1e-8, 1e-2),
-    bandwidth=(0.75, 0.001, 3.0),
-)
+@form("memory", latency_s=(2e-6, 1e-8, 1e-2), bandwidth=(0.75, 0.001, 5.0), sharpness=(2.0, 1.0, 20.0))
 def memory(p: Parameters, limits: Limits, c: Columns, xp: Any = np) -> Any:
-    """Norms, rotations, activations, look-ups: launch + bytes moved."""
-    return p["latency_s"] + c["moved_bytes"] / (limits.bytes_per_s * p["bandwidth"])
+    """Norms, rotations, activations, look-ups: launch joined with bytes moved."""
+    return _join(p["latency_s"], c["moved_bytes"] / (limits.bytes_per_s * p["bandwidth"]), p["sharpness"])
 
 
 @form(
     "collective",
-    ("ranks", "message_bytes"),
-    latency_s=(8e-6, 1e-7, 1e-2),
-    rank_s=(1e-6, 0.0, 1e-3),
+    latency_s=(5e-6, 1e-7, 1e-2),
+    rank_s=(1e-6, 1e-9, 1e-3),
     bandwidth=(0.7, 0.005, 2.0),
-    half_root_s=(0.0, 0.0, 1e-3),
+    root_s=(1e-6, 1e-10, 1e-3),
 )
 def collective(p: Parameters, limits: Limits, c: Columns, xp: Any = np) -> Any:
     """Start-up per rank + bytes over the link; an all-reduce passes 2 (r-1)/r of the message through each link."""
     ranks, message = c["ranks"], c["message_bytes"]
     wire = 2.0 * (ranks - 1.0) / ranks * message / (limits.link_bytes_per_s * p["bandwidth"])
-    return p["latency_s"] + p["rank_s"] * ranks + wire + p["half_root_s"] * xp.sqrt(message / 1048576.0)
+    return p["latency_s"] + p["rank_s"] * ranks + wire + p["root_s"] * (message / 1048576.0) ** 0.5
+
+
+@form("collective_knots")
+def collective_knots(p: Parameters, limits: Limits, c: Columns, xp: Any = np) -> Any:
+    """Straight lines between few points of log time over log size, per number of ranks (`r4.65536` = 64 KiB on 4 ranks).
+
+    Protocols change with the size, so no single latency and bandwidth fit. Below the first point the time is constant, above
+    the last proportional to the size; between numbers of ranks it is interpolated in log2, beyond them continued. Where the
+    link is not the measured one (`link_bytes_per_s`), what exceeds the smallest message's time scales with it.
+    """
+    message = np.maximum(np.asarray(c["message_bytes"], dtype=float), 1.0)
+    ranks = np.asarray(c["ranks"], dtype=float)
+    curves = knots_of(p)
+    known = sorted(curves)
+    columns = [_on_knots(curves[rank], message) for rank in known]
+    slower = p["link_bytes_per_s"] / limits.link_bytes_per_s
+    columns = [first + (whole - first) * slower for first, whole in columns]
+    if len(known) == 1:
+        return columns[0] * np.ones_like(ranks)
+    at = np.log2(np.asarray(known, dtype=float))
+    where = np.log2(np.maximum(ranks, 1.0))
+    left = np.clip(np.searchsorted(at, where, side="right") - 1, 0, len(known) - 2)
+    stack = np.log(np.stack([column * np.ones_like(where) for column in columns]))
+    low, high = (np.take_along_axis(stack, (left + i)[None, ...], axis=0)[0] for i in (0, 1))
+    return np.exp(low + (high - low) * (where - at[left]) / (at[left + 1] - at[left]))
+
+
+def knots_of(p: Parameters) -> dict[int, list[tuple[float, float]]]:
+    """Ranks -> (log message bytes, log seconds), ascending."""
+    curves: dict[int, list[tuple[float, float]]] = {}
+    for name, seconds in p.items():
+        if name.startswith("r") and "." in name:
+            ranks, message = name[1:].split(".")
+            curves.setdefault(int(ranks), []).append((math.log(float(message)), math.log(seconds)))
+    return {ranks: sorted(points) for ranks, points in curves.items()}
+
+
+def _on_knots(points: list[tuple[float, float]], message: Any) -> tuple[float, Any]:
+    x, y = (np.array(column) for column in zip(*points))
+    inside = np.exp(np.interp(np.log(message), x, y))
+    return math.exp(y[0]), inside * np.maximum(1.0, message / math.exp(x[-1]))
 
 
 @form(
     "moe",
-    ("tokens", "hidden", "inter", "experts_per_token", "experts"),
     latency_s=(3e-5, 1e-7, 1e-2),
-    efficiency=(0.5, 0.01, 1.1),
+    expert_s=(1e-8, 1e-11, 1e-4),
+    token_s=(1e-9, 1e-13, 1e-5),
+    efficiency=(0.5, 0.01, 1.3),
     bandwidth=(0.7, 0.02, 1.5),
-    half_m=(64.0, 0.0, 4096.0),
+    half_m=(32.0, 1e-3, 4096.0),
+    spread=(0.9, 0.05, 1.0),
+    sharpness=(2.0, 1.0, 20.0),
 )
 def moe(p: Parameters, limits: Limits, c: Columns, xp: Any = np) -> Any:
-    """Gate, up and down projections of the experts the tokens visit, routed evenly."""
+    """Gate, up and down projections of the experts the tokens visit.
+
+    Tokens choosing evenly leave E (1 - (1 - k/E)^T) experts active; `spread` below 1 says they choose among fewer.
+    """
     tokens, experts, visits = c["tokens"], c["experts"], c["experts_per_token"]
-    active = experts * (1.0 - (1.0 - visits / experts) ** tokens)
+    reached = experts * p["spread"]
+    share = xp.minimum(visits / reached, 1.0 - 1e-9)
+    active = reached * (1.0 - (1.0 - share) ** tokens)
     rows = tokens * visits + active * p["half_m"]
     weights = 3.0 * c["hidden"] * c["inter"]
     compute = 2.0 * rows * weights / (limits.flops_per_s * p["efficiency"])
-    return p["latency_s"] + _join(compute, active * weights * limits.operand_bytes / (limits.bytes_per_s * p["bandwidth"]), 2.0)
+    moved = active * weights * limits.operand_bytes + 4.0 * tokens * visits * (c["hidden"] + 2.0 * c["inter"])
+    busy = _join(compute, moved / (limits.bytes_per_s * p["bandwidth"]), p["sharpness"])
+    return p["latency_s"] + p["expert_s"] * experts + p["token_s"] * tokens * visits + busy
 
 
-@form("host", ("requests",), step_s=(1e-3, 0.0, 1.0), request_s=(1e-5, 0.0, 1e-1))
+@form("host", step_s=(1e-3, 1e-9, 1.0), request_s=(1e-5, 1e-12, 1e-1))
 def host(p: Parameters, limits: Limits, c: Columns, xp: Any = np) -> Any:
     """Scheduling, preparing inputs and handling outputs of one step."""
-    return p["step_s"] + p["request_s"] * c["requests"]
+    return p["step_s"] + p["request_s"] * c["batch"]
 
 
 @dataclass(frozen=True)
@@ -201,8 +438,8 @@ class Curve:
     def __post_init__(self) -> None:
         if self.form not in FORMS:
             raise InputError("profile", "form", self.form, f"unknown; known: {', '.join(FORMS)}")
-        wanted = set(FORMS[self.form].parameters)
-        if wanted != set(self.parameters):
+        wanted = set(FORMS[self.form].parameters) | set(FORMS[self.form].choices)
+        if wanted and wanted != set(self.parameters):
             raise InputError("profile", f"{self.form}.parameters", sorted(self.parameters), f"expected {sorted(wanted)}")
         for name, value in self.parameters.items():
             if not math.isfinite(value):
@@ -215,4 +452,9 @@ class Curve:
     @classmethod
     def prior(cls, form_name: str) -> Curve:
         """The form's first guess, with the wide interval of a formula nobody measured."""
-        return cls(form_name, {name: guess for name, (guess, _, _) in FORMS[form_name].parameters.items()})
+        known = FORMS[form_name]
+        return cls(
+            form_name,
+            {name: guess for name, (guess, _, _) in known.parameters.items()}
+            | {name: values[-1] for name, values in known.choices.items()},
+        )

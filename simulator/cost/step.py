@@ -7,9 +7,10 @@ attention is a formula of the requests' lengths. Times are integer nanoseconds, 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -30,8 +31,9 @@ from llmlab.simulator.model.description import (
     load_model,
 )
 
-TABLE_ROWS = 4096
-"""Row counts up to this are tabulated one by one; above, between powers of 2**(1/16), a straight line."""
+TABLE_ROWS = 1024
+"""Row counts up to this are tabulated one by one; above, every 32 up to 8192 and by a factor 2**(1/16) beyond, a straight
+line between."""
 
 _COMPUTE, _MEMORY, _NETWORK, _HOST = "compute", "HBM bandwidth", "network", "host"
 
@@ -56,8 +58,22 @@ class _Priced:
 
 def _grid() -> np.ndarray:
     exact = np.arange(1, TABLE_ROWS + 1)
-    above = np.unique(np.round(TABLE_ROWS * 2 ** (np.arange(1, 16 * 10 + 1) / 16)).astype(int))
-    return np.concatenate([exact, above])
+    above = np.arange(TABLE_ROWS + 32, 8192 + 1, 32)
+    far = np.unique(np.round(8192 * 2 ** (np.arange(1, 16 * 9 + 1) / 16)).astype(int))
+    return np.concatenate([exact, above, far])
+
+
+def host_of(profile: DeviceProfile) -> EngineModel:
+    """Host constants measured together with the device's curves; generic ones where none were."""
+    measured = profile.curves.get("host")
+    if measured is None:
+        return EngineModel()
+    step_s, request_s = (measured.parameters[name] for name in ("step_s", "request_s"))
+    return EngineModel("measured", step_s, request_s, 0.0, launch_s=0.0, graph_launch_s=0.0)
+
+
+_GRID = _grid()
+_ROWS = _GRID.tolist()
 
 
 class StepCost:
@@ -69,7 +85,7 @@ class StepCost:
         tensor_parallel: devices in the group.
         weight_dtype: of the matrices; int4 and fp4 are multiplied in bfloat16 where the device has no such arithmetic.
         kv_dtype: of the cache of keys and values.
-        engine: host constants.
+        engine: host constants; those measured with the profile, or generic ones, when not given.
 
     Raises:
         InputError: an unknown dtype, or a degree the model's heads do not allow.
@@ -87,7 +103,7 @@ class StepCost:
     ) -> None:
         self.model, self.profile, self.tensor_parallel = model, profile, tensor_parallel
         self.weight_dtype, self.kv_dtype = dtype_name(weight_dtype), dtype_name(kv_dtype)
-        self.engine = engine or EngineModel()
+        self.engine = engine or host_of(profile)
         operators = model.operators(tensor_parallel, weight_dtype=self.weight_dtype)
         wide = "bfloat16" if self.weight_dtype in ("fp8", "fp8_block", "int8", "int4", "fp4") else self.weight_dtype
         self._rows = [
@@ -96,21 +112,16 @@ class StepCost:
         self._attention = [operator for operator in operators if isinstance(operator, Attention)]
         self._prefill_curve = profile.curve("attention_prefill", wide, self.kv_dtype)
         self._decode_curve = profile.curve("attention_decode", wide, self.kv_dtype)
-        self._attention_limits = profile.limits(wide, self.kv_dtype)
-        self._prefill = FORMS[self._prefill_curve.form].seconds
-        self._decode = FORMS[self._decode_curve.form].seconds
-        self._groups = [
-            (group.count, {"heads": group.heads, "kv_heads": group.kv_heads, "head_width": group.head_width}, group.window)
-            for group in self._attention
-        ]
+        limits = profile.limits(wide, self.kv_dtype)
+        if model.weight_bytes(tensor_parallel, self.weight_dtype) > limits.cache_bytes:
+            limits = replace(limits, cache_bytes=1.0)  # between two visits of a layer the weights have swept the cache
+        self._attention_limits = limits
+        self._groups = [self._group(group, wide) for group in self._attention]
         self.kernels = sum(operator.count for operator in operators) + 2 * model.layers
-        grid = _grid()
-        self._last = int(grid[-1])
-        self._exact = {rows: self._table(rows, grid) for rows in ("tokens", "emitted")}
+        self._exact = {rows: self._table(rows) for rows in ("tokens", "emitted")}
         # A plain list answers in 30 ns where an array takes 100.
         self._tokens_s = [0.0, *self._exact["tokens"][:TABLE_ROWS].tolist()]
         self._emitted_s = [0.0, *self._exact["emitted"][:TABLE_ROWS].tolist()]
-        self._grid = grid
 
     @staticmethod
     def cached(
@@ -124,6 +135,13 @@ class StepCost:
     ) -> StepCost:
         """The same from names, made once per combination."""
         return _cached(model, device, tensor_parallel, weight_dtype, kv_dtype, engine)
+
+    def _group(self, group: Attention, wide: str) -> tuple[int, dict[str, int], Curve, Curve]:
+        """Layers, head counts, and the curves of prefill and decode of one group of equal layers."""
+        columns = {"heads": group.heads, "kv_heads": group.kv_heads, "head_width": group.head_width, "window": group.window}
+        suffix = "_windowed" if group.window else ""
+        curves = (self.profile.curve(kind + suffix, wide, self.kv_dtype) for kind in ("attention_prefill", "attention_decode"))
+        return (group.count, columns, *curves)  # type: ignore[return-value]
 
     def _curve(self, operator: Operator, wide: str) -> tuple[Curve, str]:
         profile = self.profile
@@ -156,11 +174,14 @@ class StepCost:
         else:
             assert isinstance(operator, Collective)
             columns = {"ranks": self.tensor_parallel, "message_bytes": rows * operator.bytes_per_row}
-        return np.asarray(priced.curve.seconds(limits, columns)) * operator.count
+        parameters = priced.curve.parameters
+        if "launch_floor_s" in parameters:  # the host's launches are the engine's, and priced there
+            parameters = {**parameters, "launch_floor_s": 1e-12}
+        return np.asarray(FORMS[priced.curve.form].seconds(parameters, limits, columns, np)) * operator.count
 
-    def _table(self, which: str, grid: np.ndarray) -> np.ndarray:
-        rows = grid.astype(float)
-        total = np.zeros(len(grid))
+    def _table(self, which: str) -> np.ndarray:
+        rows = _GRID.astype(float)
+        total = np.zeros(len(rows))
         for priced in self._rows:
             if getattr(priced.operator, "rows", "tokens") == which:
                 total += self._seconds(priced, rows)
@@ -170,28 +191,40 @@ class StepCost:
         if rows <= TABLE_ROWS:
             return table[rows]
         whole = self._exact[which]
-        if rows > self._last:
-            return float(whole[-1]) * rows / self._last
-        return float(np.interp(rows, self._grid, whole))
+        last = int(_GRID[-1])
+        if rows > last:
+            return float(whole[-1]) * rows / last
+        place = bisect_left(_ROWS, rows)
+        left, right = _ROWS[place - 1], _ROWS[place]
+        low = float(whole[place - 1])
+        return low + (float(whole[place]) - low) * (rows - left) / (right - left)
 
     def _attention_s(self, shape: BatchShape) -> tuple[float, float]:
-        """Seconds of prefill and of decode attention over all layers."""
+        """Seconds of prefill and of decode attention over all layers.
+
+        One kernel serves all prompts of a step: it is priced as that many equal prompts with the same number of new tokens
+        and of (query, key) pairs in all. Prompts and decoding requests share its launch.
+        """
         limits = self._attention_limits
+        batch = shape.decode_requests
+        prompts = len(shape.prefill)
+        new = cached = 0.0
+        if prompts:
+            total = sum(fresh for fresh, _ in shape.prefill)
+            pairs = sum(fresh * (old + 0.5 * fresh) for fresh, old in shape.prefill)
+            new = total / prompts
+            cached = max(0.0, pairs / total - 0.5 * new)
         prefill = decode = 0.0
-        for count, heads, window in self._groups:
-            for new, cached in shape.prefill:
-                if window and cached > window:
-                    cached = window
-                columns = {"batch": 1, "new_tokens": new, "context_tokens": cached, "window": window, **heads}
-                prefill += count * self._prefill(self._prefill_curve.parameters, limits, columns, FLOATS)
-            if shape.prefill:  # one launch serves all prompts of a step
-                prefill -= count * self._prefill_curve.parameters["latency_s"] * (len(shape.prefill) - 1)
-            if batch := shape.decode_requests:
+        for count, heads, prefill_curve, decode_curve in self._groups:
+            if prompts:
+                columns = {"batch": prompts, "new_tokens": new, "context_tokens": cached, **heads}
+                prefill += count * prefill_curve.seconds(limits, columns, FLOATS)
+            if batch:
                 context = shape.decode_context_tokens / batch
-                if window and context > window:
-                    context = window
-                columns = {"batch": batch, "context_tokens": context, "window": window, **heads}
-                decode += count * self._decode(self._decode_curve.parameters, limits, columns, FLOATS)
+                columns = {"batch": batch, "context_tokens": context, **heads}
+                decode += count * decode_curve.seconds(limits, columns, FLOATS)
+                if prompts:
+                    decode -= count * decode_curve.parameters["latency_s"]
         return prefill, decode
 
     def device_s(self, shape: BatchShape) -> float:

@@ -51,6 +51,8 @@ class DeviceProfile:
         for key in (kind, f"{kind}.bfloat16", f"{kind}.float16", f"{kind}.float32"):
             if found := self.curves.get(key):
                 return found
+        if kind.endswith("_windowed"):
+            return self.curve(kind.removesuffix("_windowed"), *variants)
         base = kind.split(".")[0]
         for name in (kind, base, {"all_reduce": "collective"}.get(base, "collective")):
             if name in FORMS:

@@ -81,6 +81,18 @@ def test_a_component_id_selects_its_speed_tests(project):
     assert "1/4 tests collected" in run.stdout
 
 
+def test_only_the_folder_of_benchmarks_is_collected_when_no_file_is_named(tmp_path):
+    (tmp_path / "tests" / "benchmarks").mkdir(parents=True)
+    (tmp_path / "tests" / "test_broken.py").write_text("raise RuntimeError('imported')\n")
+    speed = "import pytest\n@pytest.mark.speed\ndef test_one():\n    pass\n"
+    (tmp_path / "tests" / "benchmarks" / "test_speed.py").write_text(speed)
+    (tmp_path / "pytest.ini").write_text("[pytest]\ntestpaths = tests\n")
+    run = pytest_run(tmp_path, "--benchmark")
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "1 passed" in run.stdout
+    assert pytest_run(tmp_path).returncode == 2  # without the flag everything is
+
+
 def test_it_does_not_run_beside_itself(project):
     run = pytest_run(project, "--benchmark", "-n", "2")
     assert run.returncode == 4

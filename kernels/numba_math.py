@@ -22,6 +22,9 @@ EXACT = {"contract"}
 SUMMED = {"contract", "reassoc", "nsz"}
 """Sums may be split over vector lanes; NaN and infinities keep their meaning."""
 
+INLINED = {"forceinline": True}
+"""Left as a call, a function keeps the loop around it from becoming vector code."""
+
 
 @intrinsic
 def maximum(typing_context: Any, a: Any, b: Any) -> Any:
@@ -68,8 +71,8 @@ def power_of_two(typing_context: Any, shifted: Any) -> Any:
     return shifted(shifted), generate
 
 
-def _horner(coefficients: Any) -> Any:
-    """A polynomial as straight-line fused multiply-adds, coefficients from the highest power down."""
+def _polynomial(coefficients: Any) -> Any:
+    """A polynomial as straight-line fused multiply-adds (Horner), coefficients from the highest power down."""
 
     @intrinsic
     def polynomial(typing_context: Any, x: Any) -> Any:
@@ -100,10 +103,10 @@ def _make_exps(dtype: type, degree: int, kept_bits: int) -> tuple[Any, Any]:
     ln2_high = math.ldexp(round(math.ldexp(math.log(2), kept_bits)), -kept_bits)
     ln2_low = dtype(float(Decimal(2).ln() - Decimal(ln2_high)))
     ln2_high = dtype(ln2_high)
-    series = _horner([1 / math.factorial(k) for k in range(degree, -1, -1)])
+    series = _polynomial([1 / math.factorial(k) for k in range(degree, -1, -1)])
     zero, one, two, infinity = dtype(0), dtype(1), dtype(2), dtype(np.inf)
 
-    @njit(fastmath=EXACT, error_model="numpy")
+    @njit(fastmath=EXACT, error_model="numpy", forceinline=True)
     def exp_of(x):  # type: ignore[no-untyped-def]
         inside = low if x < low else (high if x > high else x)  # NaN stays
         shifted = inside * per_octave + shift
@@ -113,7 +116,7 @@ def _make_exps(dtype: type, degree: int, kept_bits: int) -> tuple[Any, Any]:
         value = zero if x < low else value
         return infinity if x > high else value
 
-    @njit(fastmath=EXACT, error_model="numpy")
+    @njit(fastmath=EXACT, error_model="numpy", forceinline=True)
     def exp_down_of(x):  # type: ignore[no-untyped-def]
         inside = low if x < low else x
         shifted = inside * per_octave + shift
@@ -134,7 +137,7 @@ def exp(x: Any) -> Any:
     return np.exp(x)
 
 
-@overload(exp, inline="never")
+@overload(exp, jit_options=INLINED)
 def _exp(x):  # type: ignore[no-untyped-def]
     if x == types.float32:
         return lambda x: _exp32(x)
@@ -148,7 +151,7 @@ def exp_down(x: Any) -> Any:
     return np.exp(x)
 
 
-@overload(exp_down, inline="never")
+@overload(exp_down, jit_options=INLINED)
 def _exp_down(x):  # type: ignore[no-untyped-def]
     if x == types.float32:
         return lambda x: _exp_down32(x)
@@ -162,20 +165,20 @@ def normal_cdf(x: Any) -> Any:
     return type(x)(math.erfc(-x / math.sqrt(2)) / 2)
 
 
-def _fit_log_tail() -> np.ndarray:
+def _fit_log_tail() -> list[float]:
     """Polynomial, highest power first, for log erfc(t) on 0 <= t <= 4.3, nearly a parabola; erfc follows to 1e-8."""
     t = 4.3 * (1 - np.cos(np.pi * np.linspace(0, 1, 2001))) / 2
     log_tail = np.log([math.erfc(value) for value in t])
     fitted = np.polynomial.Polynomial.fit(t, log_tail, 11, w=np.exp(0.3 * log_tail) + 0.03)
-    return fitted.convert().coef[::-1]
+    return fitted.convert().coef[::-1].tolist()
 
 
-_log_tail32 = _horner(_fit_log_tail())
+_log_tail32 = _polynomial(_fit_log_tail())
 _SQRT_HALF32, _HALF32, _ONE32, _ZERO32, _LAST32 = (np.float32(v) for v in (math.sqrt(0.5), 0.5, 1.0, 0.0, 4.3))
 _SQRT_HALF64 = math.sqrt(0.5)
 
 
-@njit(fastmath=EXACT, error_model="numpy")
+@njit(fastmath=EXACT, error_model="numpy", forceinline=True)
 def _normal_cdf32(x):  # type: ignore[no-untyped-def]
     t = abs(x) * _SQRT_HALF32
     inside = t if t < _LAST32 else _LAST32
@@ -185,7 +188,7 @@ def _normal_cdf32(x):  # type: ignore[no-untyped-def]
     return value if x == x else x
 
 
-@overload(normal_cdf, inline="never")
+@overload(normal_cdf, jit_options=INLINED)
 def _normal_cdf(x):  # type: ignore[no-untyped-def]
     if x == types.float32:
         return lambda x: _normal_cdf32(x)
@@ -198,11 +201,11 @@ _QUARTER_HIGH = math.ldexp(round(math.ldexp(math.pi / 2, 32)), -32)  # times a w
 _QUARTER_MID = math.pi / 2 - _QUARTER_HIGH
 _QUARTER_LOW = math.cos(math.pi / 2)  # what the double nearest pi / 2 lacks
 _PER_QUARTER = 2 / math.pi
-_sin_series = _horner([(-1) ** k / math.factorial(2 * k + 1) for k in range(8, -1, -1)])
-_cos_series = _horner([(-1) ** k / math.factorial(2 * k) for k in range(8, -1, -1)])
+_sin_series = _polynomial([(-1) ** k / math.factorial(2 * k + 1) for k in range(8, -1, -1)])
+_cos_series = _polynomial([(-1) ** k / math.factorial(2 * k) for k in range(8, -1, -1)])
 
 
-@njit(fastmath=EXACT, error_model="numpy")
+@njit(fastmath=EXACT, error_model="numpy", forceinline=True)
 def sincos(angle):  # type: ignore[no-untyped-def]
     """Sine and cosine of a float64 angle below 1.6 million radians in size."""
     quarters = nearest(angle * _PER_QUARTER)
@@ -249,7 +252,7 @@ def like(x: Any, value: Any) -> Any:
     return type(x)(value)
 
 
-@overload(like, inline="never")
+@overload(like, jit_options=INLINED)
 def _like(x, value):  # type: ignore[no-untyped-def]
     if x == types.float32:
         return lambda x, value: np.float32(value)

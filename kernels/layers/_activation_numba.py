@@ -5,7 +5,7 @@ import math
 import numpy as np
 from numba import njit
 
-from llmlab.kernels.numba_math import EXACT, exp, like, normal_cdf
+from llmlab.kernels.numba_math import EXACT, exp, exp_down, like, normal_cdf
 from llmlab.reference.layers._activation import named
 
 KINDS = ("gelu", "gelu_tanh", "silu", "relu", "relu2")
@@ -21,7 +21,7 @@ def code_of(kind: str) -> int:
     return KINDS.index(kind)
 
 
-@njit(fastmath=EXACT, error_model="numpy")
+@njit(fastmath=EXACT, error_model="numpy", forceinline=True)
 def value(x, code):
     """The activation called `KINDS[code]` at x."""
     one, zero = like(x, 1), like(x, 0)
@@ -35,12 +35,12 @@ def value(x, code):
     return positive if code == _RELU else positive * positive
 
 
-@njit(fastmath=EXACT, error_model="numpy")
+@njit(fastmath=EXACT, error_model="numpy", forceinline=True)
 def slope(x, code):
     """Its derivative at x."""
     one, zero = like(x, 1), like(x, 0)
     if code == _GELU:
-        return normal_cdf(x) + x * exp(-x * x * like(x, 0.5)) * like(x, _DENSITY)
+        return normal_cdf(x) + x * exp_down(-x * x * like(x, 0.5)) * like(x, _DENSITY)
     if code == _GELU_TANH:
         s = one / (one + exp(-like(x, _INNER) * (x + like(x, _CUBIC) * x * x * x)))
         return s + x * s * (one - s) * like(x, _INNER) * (one + like(x, 3 * _CUBIC) * x * x)

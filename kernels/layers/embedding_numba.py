@@ -31,7 +31,9 @@ def embedding_backward(
 @njit(parallel=True, cache=True)
 def _gather(ids_M, weight_VD, out_MD):
     for m in prange(ids_M.size):
-        out_MD[m] = weight_VD[ids_M[m]]
+        row, out = weight_VD[ids_M[m]], out_MD[m]
+        for d in range(row.size):
+            out[d] = row[d]
 
 
 @njit(parallel=True, cache=True)

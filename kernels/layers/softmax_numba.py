@@ -7,7 +7,7 @@ maxima that came later and divides by the total. Scores are read from memory onc
 import numpy as np
 from numba import njit, prange
 
-from llmlab.kernels.numba_math import SUMMED, as_rows, exp_down, maximum, row_dot, row_max, row_sum
+from llmlab.kernels.numba_math import SUMMED, as_rows, exp_down, maximum, row_dot, row_max
 from llmlab.kernels.twin import twin
 from llmlab.reference.layers.softmax import SOFTMAX
 
@@ -46,9 +46,12 @@ def row_softmax(row, out):
         part, weights = row[c * CHUNK : (c + 1) * CHUNK], out[c * CHUNK : (c + 1) * CHUNK]
         higher = maximum(peak, row_max(part))
         shift = kind(0) if higher == lowest else higher  # nothing seen yet: exp(-inf - 0) is 0
+        part_total = kind(0)
         for s in range(part.size):
-            weights[s] = exp_down(part[s] - shift)
-        total = total * (kind(0) if peak == lowest else exp_down(peak - shift)) + row_sum(weights)
+            weight = exp_down(part[s] - shift)
+            weights[s] = weight
+            part_total += weight
+        total = total * (kind(0) if peak == lowest else exp_down(peak - shift)) + part_total
         peak, shifts[c] = higher, higher
     if peak == lowest:
         return  # every weight is 0 already

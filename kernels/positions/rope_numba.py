@@ -70,11 +70,11 @@ def _halves(x_MNH, positions_M, frequencies_R, out_MNH):
         for m in range(block * TOKENS, min((block + 1) * TOKENS, M)):
             _table(np.float64(positions_M[m]), frequencies_R, cos_R, sin_R)
             for n in range(N):
-                a, b = x_MNH[m, n, :R], x_MNH[m, n, R:]
-                out_a, out_b = out_MNH[m, n, :R], out_MNH[m, n, R:]
+                x, out = x_MNH[m, n], out_MNH[m, n]
                 for r in range(R):
-                    out_a[r] = a[r] * cos_R[r] - b[r] * sin_R[r]
-                    out_b[r] = b[r] * cos_R[r] + a[r] * sin_R[r]
+                    a, b = x[r], x[R + r]
+                    out[r] = a * cos_R[r] - b * sin_R[r]
+                    out[R + r] = b * cos_R[r] + a * sin_R[r]
 
 
 @njit(parallel=True, cache=True, fastmath=EXACT, error_model="numpy")

@@ -23,6 +23,10 @@ class EngineModel:
         launch_s: host time to launch one kernel; the device waits when its work is shorter.
         graph_tokens: largest step that is replayed.
         graph_launch_s: host time to replay a captured step.
+        kernel_gap_s: the device idles this long between two dependent kernels of a step; operators timed alone do not show it.
+        collective_gap_s: what a collective of the step takes beyond one timed alone: the ranks arrive apart.
+        decode_key_core_s: multiprocessor-seconds that decode attention spends per query head and key (of width 128), for
+            engines whose decode kernel computes on ordinary cores; 0 where the device's curves say all.
         scheduling_lag_steps: steps between a request being ready and the step that first computes it (asynchronous scheduling).
         max_num_seqs, max_num_batched_tokens: the engine's own defaults.
     """
@@ -35,6 +39,9 @@ class EngineModel:
     launch_s: float = 4.0e-6
     graph_tokens: int = 512
     graph_launch_s: float = 1.0e-4
+    kernel_gap_s: float = 0.0
+    collective_gap_s: float = 0.0
+    decode_key_core_s: float = 0.0
     scheduling_lag_steps: float = 0.0
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 8192
@@ -46,6 +53,9 @@ class EngineModel:
             "host_request_s",
             "launch_s",
             "graph_launch_s",
+            "kernel_gap_s",
+            "collective_gap_s",
+            "decode_key_core_s",
             "scheduling_lag_steps",
         ):
             value = getattr(self, key)

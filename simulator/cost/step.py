@@ -118,6 +118,8 @@ class StepCost:
         self._attention_limits = limits
         self._groups = [self._group(group, wide) for group in self._attention]
         self.kernels = sum(operator.count for operator in operators) + 2 * model.layers
+        collectives = sum(operator.count for operator in operators if isinstance(operator, Collective))
+        self._gaps_s = self.kernels * self.engine.kernel_gap_s + collectives * self.engine.collective_gap_s
         self._exact = {rows: self._table(rows) for rows in ("tokens", "emitted")}
         # A plain list answers in 30 ns where an array takes 100.
         self._tokens_s = [0.0, *self._exact["tokens"][:TABLE_ROWS].tolist()]
@@ -222,9 +224,13 @@ class StepCost:
             if batch:
                 context = shape.decode_context_tokens / batch
                 columns = {"batch": batch, "context_tokens": context, **heads}
-                decode += count * decode_curve.seconds(limits, columns, FLOATS)
+                seconds = decode_curve.seconds(limits, columns, FLOATS)
                 if prompts:
-                    decode -= count * decode_curve.parameters["latency_s"]
+                    seconds -= decode_curve.parameters["latency_s"]
+                if self.engine.decode_key_core_s:
+                    keys = batch * min(context, heads["window"] or context) * heads["heads"] * heads["head_width"] / 128
+                    seconds = max(seconds, self.engine.decode_key_core_s * keys / self.profile.device.cores)
+                decode += count * seconds
         return prefill, decode
 
     def device_s(self, shape: BatchShape) -> float:
@@ -233,7 +239,7 @@ class StepCost:
             return 0.0
         linear = self._look_up(self._tokens_s, "tokens", shape.new_tokens)
         output = self._look_up(self._emitted_s, "emitted", shape.emitted)
-        return linear + output + sum(self._attention_s(shape))
+        return linear + output + sum(self._attention_s(shape)) + self._gaps_s
 
     def _launch_s(self, shape: BatchShape) -> float:
         """Seconds the host needs to submit the step's kernels."""
@@ -268,6 +274,7 @@ class StepCost:
         prefill, decode = self._attention_s(shape)
         parts["attention_prefill"] += prefill
         parts["attention_decode"] += decode
+        parts["gaps"] = self._gaps_s
         parts["launch"] = max(0.0, self._launch_s(shape) - sum(parts.values()))
         parts["host"] = self.host_s(shape)
         parts["table"] = self.seconds(shape) - sum(parts.values())  # rounding of the tabulated sum, next to nothing
@@ -277,7 +284,7 @@ class StepCost:
         """What takes most of the step: compute, HBM bandwidth, network or host."""
         totals = dict.fromkeys((_COMPUTE, _MEMORY, _NETWORK, _HOST), 0.0)
         for kind, seconds in self.breakdown(shape).items():
-            if kind in ("launch", "host"):
+            if kind in ("launch", "host", "gaps"):
                 totals[_HOST] += seconds
             elif kind == "communication":
                 totals[_NETWORK] += seconds

@@ -365,18 +365,52 @@ def validate_here_command(
     seed: Annotated[int, typer.Option(help="Of weights, prompts and draws.")] = 0,
     threads: Annotated[int | None, typer.Option(help="Threads the engine computes with; all when not given.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU where there is one.")] = "auto",
+    model: Annotated[
+        str, typer.Option(help="Dense Llama-family preset or config.json; weights are random.")
+    ] = "llmlab/llama-100m",
+    profile: Annotated[
+        Path | None, typer.Option(help="Predict from this file of `llmlab calibrate` instead of timing the engine's steps.")
+    ] = None,
     json_output: Json = False,
 ) -> None:
     """Calibrate this machine, predict runs of a real engine at several loads, run them, and compare (about 4 minutes)."""
     from llmlab.harness.validation.here import tables, validate_here
 
     with progress_bar("engine") as advance:
-        result = validate_here(quick=quick, trace=trace, seed=seed, threads=threads, device=device, progress=advance)
+        options = {"trace": trace, "seed": seed, "threads": threads, "device": device, "model": model, "profile": profile}
+        result = validate_here(quick=quick, progress=advance, **options)
     if json_output:
         emit(result)
     else:
         for title, rows in tables(result):
             show(title, rows)
+
+
+@app.command("report")
+def report_command(
+    out: Annotated[Path, typer.Option(help="The page; report.json is written beside it.")] = Path("report.html"),
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer rows and shorter loads: about a third of the time.")] = False,
+    slo: Annotated[
+        str, typer.Option(help="Promise of the capacity plan: METRIC_STATISTIC=AMOUNT, ...")
+    ] = "ttft_p99=2s,tpot_p99=50ms",
+    json_output: Json = False,
+) -> None:
+    """Run everything once on this machine and write one page: checks, speed, calibration, predictions, accuracy, plan."""
+    from llmlab.harness.full_run import full_run
+    from llmlab.reports.page import write_page
+
+    if out.suffix not in (".html", ".htm"):
+        raise InputError("report", "--out", str(out), "must end in .html")
+    with progress_bar("report:") as advance:
+        result = full_run(quick=quick, slo=slo, progress=advance)
+    written = write_page(result, out)
+    if json_output:
+        emit(result)
+    else:
+        show("seconds per part", [{"part": name, "seconds": seconds} for name, seconds in result["seconds"].items()])
+        console().print(
+            f"wrote {written} in {result['wall_s'] / 60:.1f} minutes", soft_wrap=True, markup=False, highlight=False
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -163,6 +163,7 @@ class Engine:
         scheduler: fresh; its pool of blocks sizes the cache.
         sampler: chooses tokens from logits; greedy unless said.
         clock: seconds; only differences matter.
+        sleep: lets that many of the clock's seconds pass.
 
     A second `run` finds the prefix cache as the first one left it; ids go on counting.
     """
@@ -174,8 +175,10 @@ class Engine:
         *,
         sampler: Sampler = greedy,
         clock: Callable[[], float] = time.perf_counter,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self.model, self.scheduler, self.sampler, self.clock = model, scheduler, sampler, clock
+        self.model, self.scheduler, self.sampler = model, scheduler, sampler
+        self.clock, self.sleep = clock, sleep
         self.block_tokens = scheduler.blocks.block_tokens
         self.cache = model.new_cache(scheduler.blocks.num_blocks, self.block_tokens)
         self.device = getattr(model, "device", torch.device("cpu"))
@@ -244,7 +247,7 @@ class Engine:
                 if not before <= at < float("inf"):
                     raise InputError("run", "arrival_s", at, f"must be finite and not before {before} (job {index})")
         waiting = deque(jobs)
-        with _quiet_python():
+        with quiet_python():
             self._begun = self.clock()
             self.steps, self.refused, first = [], {}, self._next_id
             if clients is None:
@@ -272,7 +275,7 @@ class Engine:
             if not busy and waiting:
                 pause_s = waiting[0].arrival_s - self.now() - SPIN_S
                 if pause_s > 0:
-                    time.sleep(pause_s)
+                    self.sleep(pause_s)
 
     def _closed_loop(self, waiting: deque[Job], clients: int) -> None:
         def send(count: int) -> None:
@@ -352,7 +355,7 @@ class Engine:
 
 
 @contextmanager
-def _quiet_python() -> Iterator[None]:
+def quiet_python() -> Iterator[None]:
     """Keep the garbage collector out of the timings: what exists is frozen and no collection runs."""
     was_on = gc.isenabled()
     gc.collect()

@@ -1,9 +1,10 @@
 """`llmlab validate here`: calibrate this machine, predict runs of the real engine, then run them and compare.
 
-The engine serves a model of 75 million parameters with random weights. Its steps are timed under closed loops of evenly
-spread lengths and a formula of their shape is fitted (`harness/calibration/steps.py`). The serving simulator, driving the
-same scheduler, then predicts open-loop runs whose lengths and arrivals come from a real trace scaled to this machine, at
-loads from idle to saturation. Nothing of those runs is seen before all predictions are made.
+The engine serves a model of about 100 million parameters with random weights. Its steps are timed under closed loops of
+evenly spread lengths and a formula of their shape is fitted (`harness/calibration/steps.py`); or, where a profile of
+`llmlab calibrate` is given, a step's time is composed of its operators' times. The serving simulator, driving the same
+scheduler, then predicts open-loop runs whose lengths and arrivals come from a real trace scaled to this machine, at loads
+from idle to saturation. Nothing of those runs is seen before all predictions are made.
 
 Lengths are divided by `LENGTH_SCALE`. The interval of a prediction is the 5th to 95th percentile of simulations whose steps
 wander as the calibrated ones did. Units: seconds, tokens, requests per second; metrics in milliseconds where their name says.
@@ -14,12 +15,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
+from llmlab.harness.calibration.here import engine_here
 from llmlab.harness.calibration.steps import StepFit, fit_steps
 from llmlab.harness.machine import describe, usable_threads
 from llmlab.harness.runtime.engine import Engine, Job, columns
@@ -31,6 +33,10 @@ from llmlab.reference.models._weights import random_weights
 from llmlab.reference.serving.chunked_prefill import ChunkedPrefill
 from llmlab.reference.serving.kv_blocks import KVBlocks
 from llmlab.reference.serving.router import make_router
+from llmlab.simulator.cost.batch import BatchShape
+from llmlab.simulator.cost.step import StepCost
+from llmlab.simulator.hardware.profile import load_profile
+from llmlab.simulator.model.description import ModelDescription, load_model
 from llmlab.simulator.serving.cluster import Cluster, StepTime
 from llmlab.simulator.serving.metrics import request_table
 from llmlab.simulator.workload.synthetic import gamma, lognormal
@@ -43,16 +49,8 @@ LONGEST_PROMPT, LONGEST_OUTPUT = 512, 96
 SATURATED = 0.95
 """From this part of the predicted capacity on, a load counts as saturated: waiting grows with the length of the run."""
 
-MODEL = {
-    "model_type": "llama",
-    "hidden_size": 768,
-    "intermediate_size": 2048,
-    "num_hidden_layers": 8,
-    "num_attention_heads": 12,
-    "num_key_value_heads": 4,
-    "vocab_size": 32000,
-    "tie_word_embeddings": True,
-}
+MODEL = "llmlab/llama-100m"
+ENGINE_DTYPE = {"cpu": "float32", "cuda": "bfloat16"}
 BLOCK_TOKENS, NUM_BLOCKS, MAX_NUM_SEQS, MAX_NUM_BATCHED_TOKENS = 16, 768, 16, 256
 
 METRICS = (
@@ -94,7 +92,8 @@ def validate_here(
     threads: int | None = None,
     device: str = "auto",
     effort: Effort | None = None,
-    model: Mapping[str, Any] = MODEL,
+    model: str | ModelConfig = MODEL,
+    profile: str | Path | None = None,
     make_engine: Callable[[], Engine] | None = None,
     progress: Say = lambda name, done, total: None,
 ) -> dict[str, Any]:
@@ -107,7 +106,8 @@ def validate_here(
         threads: of PyTorch; all usable ones where None.
         device: "cpu", "cuda" or "auto", which takes a GPU where there is one.
         effort: overrides `quick`.
-        model: fields of a `config.json`.
+        model: preset, path of a `config.json`, or an architecture; dense, of the Llama family.
+        profile: file written by `llmlab calibrate`: predict from operators instead of timing the engine's steps.
         make_engine: a fresh engine under `new_scheduler()`; one that runs the model on the device where None.
         progress: told (what, done, total).
 
@@ -120,20 +120,11 @@ def validate_here(
         raise InputError("validate here", "threads", threads, "must be at least 1")
     device = _device(device)
     requests = like_trace(trace, np.random.default_rng([seed, 1]))
-    config = ModelConfig.from_dict(dict(model), "the engine's model")
+    config = load_model(model).config if isinstance(model, str) else model
+    composed = OperatorSteps.read(profile, config, device) if profile is not None else None
     with _threads(threads):
         make_engine = make_engine or _engine_maker(config, seed, device)
-        steps = probe(
-            make_engine,
-            vocab_size=config.vocab_size,
-            clients=(1, 2, 3, 4, 6, 8, 11, MAX_NUM_SEQS),
-            seconds=effort.calibrate_s,
-            longest_prompt=LONGEST_PROMPT,
-            longest_output=LONGEST_OUTPUT,
-            rng=np.random.default_rng([seed, 2]),
-            say=progress,
-        )
-        fit = fit_steps(steps, config)
+        fit = composed or calibrate_steps(make_engine, config, effort.calibrate_s, seed, progress)
         capacity = predicted_capacity(requests, fit.step_ns)
         workloads = [
             at_load(requests, load * capacity, effort, np.random.default_rng([seed, 3, number]))
@@ -174,6 +165,72 @@ def validate_here(
         "calibration": fit.as_dict(),
     }
     return {"rows": rows, "excluded": [], "summary": summarize(rows) | setting}
+
+
+class StepTimes(Protocol):
+    """What a prediction needs to know of this machine."""
+
+    def step_ns(self, shape: BatchShape) -> int:
+        """Predicted whole nanoseconds of one step."""
+
+    def unsteady_ns(self, rng: np.random.Generator) -> StepTime:
+        """The same on another day."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for a report."""
+
+
+def calibrate_steps(make_engine: Callable[[], Engine], config: ModelConfig, seconds: float, seed: int, say: Say) -> StepFit:
+    """Time the engine's steps under closed loops and fit them."""
+    steps = probe(
+        make_engine,
+        vocab_size=config.vocab_size,
+        clients=(1, 2, 3, 4, 6, 8, 11, MAX_NUM_SEQS),
+        seconds=seconds,
+        longest_prompt=LONGEST_PROMPT,
+        longest_output=LONGEST_OUTPUT,
+        rng=np.random.default_rng([seed, 2]),
+        say=say,
+    )
+    return fit_steps(steps, config)
+
+
+@dataclass(frozen=True)
+class OperatorSteps:
+    """Step times composed of operators that were timed one by one."""
+
+    cost: StepCost
+
+    @classmethod
+    def read(cls, profile: str | Path, config: ModelConfig, device: str) -> OperatorSteps:
+        """Read a profile of this machine.
+
+        Raises:
+            InputError: the file cannot be read or is no profile.
+        """
+        measured = load_profile(profile)
+        dtype = ENGINE_DTYPE[device]
+        engine = engine_here(measured)
+        return cls(StepCost(ModelDescription(config), measured, weight_dtype=dtype, kv_dtype=dtype, engine=engine))
+
+    def step_ns(self, shape: BatchShape) -> int:
+        """Predicted whole nanoseconds of one step."""
+        return self.cost.step_ns(shape)
+
+    def unsteady_ns(self, rng: np.random.Generator) -> StepTime:
+        """All steps too slow or too quick together, by as much as the operators' residuals allow."""
+        place = float(rng.uniform(-1.0, 1.0))
+
+        def step_ns(shape: BatchShape) -> int:
+            low, high = self.cost.interval(shape)
+            factor = 1 + place * ((high - 1) if place > 0 else (1 - low))
+            return max(1, round(self.cost.seconds(shape) * factor * 1e9))
+
+        return step_ns
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for a report."""
+        return {"profile": self.cost.profile.device.name, "engine": asdict(self.cost.engine)}
 
 
 def like_trace(trace: str | Path | None, rng: np.random.Generator) -> Workload:
@@ -248,7 +305,7 @@ def metrics_of(table: Mapping[str, np.ndarray]) -> dict[str, float]:
 
 
 def predict(
-    workload: Workload, fit: StepFit, simulations: int, seed: int
+    workload: Workload, fit: StepTimes, simulations: int, seed: int
 ) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
     """Predicted figures, and the low and high ends of their intervals."""
     guess = metrics_of(simulate(workload, fit.step_ns))
@@ -256,8 +313,10 @@ def predict(
         metrics_of(simulate(workload, fit.unsteady_ns(np.random.default_rng([seed, 5, number]))))
         for number in range(simulations)
     ]
-    spread = {name: [other[name] for other in others] + [value] for name, value in guess.items()}
-    low, high = ({name: float(np.quantile(values, q)) for name, values in spread.items()} for q in (0.05, 0.95))
+    low, high = {}, {}
+    for name, value in guess.items():
+        ends = np.quantile([other[name] for other in others], [0.05, 0.95])
+        low[name], high[name] = min(float(ends[0]), value), max(float(ends[1]), value)
     return guess, low, high
 
 
@@ -334,10 +393,12 @@ def _device(device: str) -> str:
 
 
 def _engine_maker(config: ModelConfig, seed: int, device: str) -> Callable[[], Engine]:
+    import torch
+
     from llmlab.kernels.models.llama_torch import LlamaTorch
 
     weights = random_weights(config, np.random.default_rng([seed, 0]))
-    model = LlamaTorch(config, weights, device=device)
+    model = LlamaTorch(config, weights, device=device, dtype=getattr(torch, ENGINE_DTYPE[device]))
     return lambda: Engine(model, new_scheduler())
 
 

@@ -6,6 +6,7 @@ again at the head of `waiting`. Units: tokens and blocks.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,7 +18,7 @@ from llmlab.reference.serving.kv_blocks import KVBlocks
 from llmlab.reference.serving.prefix_cache import PrefixCache, block_hashes, most_reusable_blocks
 
 
-class Queue:
+class Queue(ABC):
     """Waiting and running requests over one pool of blocks."""
 
     __slots__ = ("blocks", "max_num_batched_tokens", "max_num_seqs", "prefix_cache", "running", "waiting", "watermark_blocks")
@@ -64,6 +65,10 @@ class Queue:
                 f"there are {self.blocks.num_blocks}"
             )
         self.waiting.append(request)
+
+    @abstractmethod
+    def schedule(self) -> Batch:
+        """Choose the next step."""
 
     def complete(self, batch: Batch) -> list[Request]:
         """Record that the batch was computed; return the requests that finished, their blocks released."""

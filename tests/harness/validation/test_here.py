@@ -13,8 +13,10 @@ torch = pytest.importorskip("torch", reason="needs torch: the engine runs on it"
 from llmlab.harness.runtime.engine import Engine  # noqa: E402
 from llmlab.harness.validation import here  # noqa: E402
 from llmlab.reference.errors import InputError  # noqa: E402
+from llmlab.reference.models._config import ModelConfig  # noqa: E402
 
-EFFORT = here.Effort(calibrate_s=40.0, loads=(0.2, 0.6, 1.3), run_s=30.0, fewest_requests=20, simulations=20)
+EFFORT = here.Effort(calibrate_s=20.0, loads=(0.2, 0.6, 1.3), run_s=20.0, fewest_requests=20, simulations=12)
+SHORT = here.Effort(calibrate_s=3.0, loads=(0.3, 1.3), run_s=2.0, fewest_requests=12, simulations=4)
 
 
 @dataclass
@@ -47,8 +49,8 @@ class Machine:
         return Engine(self, here.new_scheduler(), clock=self.clock, sleep=self.sleep)
 
 
-def validate(machine: Machine, trace: Path | None = None, seed: int = 0) -> dict[str, Any]:
-    return here.validate_here(effort=EFFORT, trace=trace, make_engine=machine.engine, threads=1, device="cpu", seed=seed)
+def validate(machine: Machine, seed: int = 0, effort: here.Effort = EFFORT) -> dict[str, Any]:
+    return here.validate_here(effort=effort, make_engine=machine.engine, threads=1, device="cpu", seed=seed)
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +89,7 @@ def test_a_machine_that_slows_down_after_calibration_is_seen() -> None:
 
 
 def test_rows_have_the_documented_form_and_are_json() -> None:
-    result = validate(Machine())
+    result = validate(Machine(), effort=SHORT)
     parsed = json.loads(json.dumps(result, allow_nan=False))
     assert set(parsed) == {"rows", "excluded", "summary"}
     wanted = {"row_id", "metric", "measured", "predicted", "low", "high", "source", "fitted", "load", "saturated"}
@@ -96,22 +98,21 @@ def test_rows_have_the_documented_form_and_are_json() -> None:
         assert row["low"] <= row["predicted"] <= row["high"]
         assert row["fitted"] is False
     assert {row["metric"] for row in parsed["rows"]} == set(here.METRICS)
-    assert [row["saturated"] for row in parsed["rows"][:: len(here.METRICS)]] == [False, False, True]
+    assert [row["saturated"] for row in parsed["rows"][:: len(here.METRICS)]] == [False, True]
     titles = [title for title, rows in here.tables(result) if rows]
     assert len(titles) == 2
 
 
 def test_the_same_machine_and_seed_give_the_same_figures() -> None:
-    one, two = (validate(Machine(noise=0.1), seed=3)["rows"] for _ in range(2))
+    one, two = (validate(Machine(noise=0.1), seed=3, effort=SHORT)["rows"] for _ in range(2))
     keys = ("measured", "predicted", "low", "high")
     assert [[row[key] for key in keys] for row in one] == [[row[key] for key in keys] for row in two]
 
 
 def test_requests_come_from_the_trace_scaled_down(tmp_path: Path) -> None:
     path = tmp_path / "tiny.csv"
-    path.write_text(
-        "arrival_s,prompt_tokens,output_tokens\n" + "".join(f"{i * i / 9},{i * 100 + 1},{i + 1}\n" for i in range(60))
-    )
+    rows = "".join(f"{i * i / 9},{i * 100 + 1},{i + 1}\n" for i in range(60))
+    path.write_text(f"arrival_s,prompt_tokens,output_tokens\n{rows}")
     requests = here.like_trace(path, np.random.default_rng(0))
     assert requests.name == "tiny.csv"
     assert requests.prompt_tokens[:4].tolist() == [1, 13, 26, 38]
@@ -130,7 +131,13 @@ def test_without_a_trace_requests_resemble_one() -> None:
 
 @pytest.mark.parametrize(
     ("options", "names"),
-    [({"threads": 0}, "threads=0"), ({"device": "tpu"}, "device='tpu'"), ({"trace": "absent.csv"}, "absent.csv")],
+    [
+        ({"threads": 0}, "threads=0"),
+        ({"device": "tpu"}, "device='tpu'"),
+        ({"trace": "absent.csv"}, "absent.csv"),
+        ({"profile": "absent.json"}, "absent.json"),
+        ({"model": "no/such"}, "no/such"),
+    ],
 )
 def test_bad_input_is_named(options: dict[str, Any], names: str) -> None:
     with pytest.raises(InputError, match=names):
@@ -139,8 +146,7 @@ def test_bad_input_is_named(options: dict[str, Any], names: str) -> None:
 
 @pytest.mark.slow
 def test_the_real_engine_goes_all_the_way() -> None:
-    tiny = {**here.MODEL, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "vocab_size": 64}
-    model = tiny | {"num_attention_heads": 2, "num_key_value_heads": 1}
+    model = ModelConfig("tiny", "llama", 32, 48, 1, 2, 1, 16, vocab_size=64, tie_word_embeddings=True)
     effort = here.Effort(calibrate_s=1.0, loads=(0.2, 1.3), run_s=0.5, fewest_requests=10, simulations=3)
     result = here.validate_here(effort=effort, model=model, threads=1, device="cpu")
     assert len(result["rows"]) == 2 * len(here.METRICS)

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from llmlab.reference.errors import InputError
 
 Progress = Callable[[str, int, int], None]
@@ -160,6 +162,90 @@ def components_section(rows: Sequence[Section], report: Any) -> Section:
     return {"rows": list(rows), "speeds": speeds, "speeds_missing": "", "fractions": bars, "remarks": report.remarks()}
 
 
+CURVE_NAMES = {
+    "gemm": "matrix products",
+    "attention_prefill": "attention, prompts",
+    "attention_decode": "attention, decoding",
+    "memory": "norms and other element-wise",
+}
+
+
+def calibration_section(progress: Progress, peaks: Any, *, quick: bool) -> Section:
+    """Time this machine's operators, fit the curves on half of them, and show the other half."""
+    from llmlab.harness.calibration import here
+    from llmlab.harness.calibration.fit import fit, groups
+    from llmlab.harness.machine import describe
+
+    samples = here.measure_here(here.QUICK if quick else here.FULL, device=peaks.device, progress=progress)
+    samples = samples.drop(columns="noisy")
+    profile = fit(samples, here.simulator_peaks(describe(), peaks))
+    points, rows = [], []
+    for group in groups(samples, profile.device):
+        curve = profile.curves[group.name]
+        chosen = group.test if group.test.any() else group.test == group.test
+        columns, measured = group.part(chosen)
+        predicted = curve.seconds(group.limits, columns)
+        rows.append(
+            {
+                "operator": group.name.replace("_", " ").replace(".", ", "),
+                "n": len(measured),
+                "median_error": float(np.median(np.abs(predicted / measured - 1))),
+                "p90_error": float(np.quantile(np.abs(predicted / measured - 1), 0.9)),
+            }
+        )
+        if (name := CURVE_NAMES.get(group.kind)) and (group.kind != "memory" or group.name == "memory"):
+            pairs = zip((1e3 * measured).tolist(), (1e3 * np.asarray(predicted)).tolist())
+            points += [{"operator": name, "measured": one, "predicted": other} for one, other in pairs]
+    text = (
+        f"{len(samples)} operator calls of small language models were timed here. Curves of few physical parameters "
+        "(start-up time, fractions of peak and bandwidth) were fitted on half of the shapes; the errors are on the rest."
+    )
+    return {"text": text, "points": points, "rows": rows, "profile": profile.to_json()}
+
+
+def here_section(progress: Progress, *, quick: bool) -> Section:
+    """Predict runs of the real engine on this machine, run them, compare."""
+    from llmlab.harness.validation.here import validate_here
+
+    return here_tables(validate_here(quick=quick, progress=progress))
+
+
+def here_tables(result: Mapping[str, Any]) -> Section:
+    """Tables and pictures of predicted against real runs."""
+    counts = result["summary"]
+    rows = [
+        {
+            "load": f"{row['load']:.0%}",
+            "metric": row["metric"],
+            **{key: row[key] for key in ("predicted", "low", "high", "measured")},
+            "error": row["predicted"] / row["measured"] - 1,
+            "inside": row["low"] <= row["measured"] <= row["high"],
+            "saturated": "yes" if row["saturated"] else "no",
+        }
+        for row in result["rows"]
+    ]
+    pictures = [
+        {
+            "metric": metric,
+            "title": METRIC_NAMES[metric],
+            "unit": "tokens/s" if metric == "out_tok_per_s" else "ms",
+            "rows": [{**row, "label": f"load {row['load']}"} for row in rows if row["metric"] == metric],
+        }
+        for metric in ("ttft_mean_ms", "tpot_mean_ms", "e2e_mean_ms", "out_tok_per_s")
+    ]
+    lines = [
+        {"metric": line["kind"], **{key: line[key] for key in ("n", "median_abs_error", "mean_abs_error", "bias", "coverage")}}
+        for line in counts["below_saturation"]
+    ]
+    text = (
+        f"A Llama of {counts['parameters'] / 1e6:.0f} million parameters served requests like a real trace's on "
+        f"{counts['machine']} ({counts['threads']} threads). Loads are parts of the predicted capacity, "
+        f"{counts['capacity_requests_per_s']:.2f} requests per second. The same scheduler ran in the simulator and in the "
+        "engine; every prediction was made before the first of these runs."
+    )
+    return {"text": text, "rows": rows, "pictures": [one for one in pictures if one["rows"]], "summary": lines}
+
+
 def published_section(progress: Progress, limit: int) -> Section:
     """Accuracy on the published rows that are well described, a spread of them."""
     from llmlab.harness.validation.rows import read_rows
@@ -244,4 +330,81 @@ def plan_section(progress: Progress, slo: str, *, quick: bool) -> Section:
         "command": found["command"],
         "chosen": chosen,
         "plan": found,
+    }
+
+
+def headlines(sections: Mapping[str, Section]) -> list[dict[str, str]]:
+    """The few numbers a reader wants first."""
+    tiles = []
+    rows = sections["components"].get("rows", [])
+    checked = [row for row in rows if row["ok"] is not None]
+    if checked:
+        agree = sum(row["ok"] for row in checked)
+        detail = "with references and oracles"
+        tiles.append({"value": f"{agree} of {len(checked)}", "label": "components agree", "detail": detail})
+    for line in sections["here"].get("summary", []):
+        if line["metric"] == "tpot" and line["n"]:
+            label, detail = "median TPOT error, run here", f"{line['n']} values below saturation"
+            tiles.append({"value": _percent(line["median_abs_error"]), "label": label, "detail": detail})
+    scored = [line for line in sections["published"].get("by_metric", []) if line["metric"] == "tpot_mean_ms"]
+    if scored:
+        values = sum(line["n"] for line in scored)
+        weighted = sum(line["n"] * line["mean_abs_error"] for line in scored) / values
+        label = "mean TPOT error, published runs"
+        tiles.append({"value": _percent(weighted), "label": label, "detail": f"{values:,} operating points"})
+    if chosen := sections["plan"].get("chosen"):
+        value = f"{chosen['gpus']} × {str(chosen['gpu']).upper()}"
+        detail = f"${chosen['usd_per_hour']:.2f} per hour for {MODEL.rpartition('/')[2]}"
+        tiles.append({"value": value, "label": "cheapest deployment", "detail": detail})
+    return tiles
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def full_run(*, quick: bool = False, slo: str = SLO, progress: Progress = lambda name, done, total: None) -> dict[str, Any]:
+    """Run everything on this machine; return what `reports.page.page` lays out, plus the raw results.
+
+    Args:
+        quick: fewer rows, shorter loads: two or three minutes instead of ten.
+        slo: the promise of the capacity plan.
+        progress: called with (what, done, total).
+
+    Raises:
+        InputError: the promise is nonsense (found before anything is run).
+    """
+    from llmlab.harness.timing import bench
+    from llmlab.reference.catalog import components
+    from llmlab.simulator.serving.slo import parse_slo
+
+    parse_slo(slo)
+    started, times = time.perf_counter(), Times()
+    sections: dict[str, Section] = {}
+    with times.of("components"):
+        rows = check_components(progress, CHECK_BUDGET_S / (3 if quick else 1))
+        timed = [name for name in TIMED if name in components()]
+        report = bench.run(timed, backends=["numba", "torch"], quick=True, progress=progress)
+        sections["machine"] = machine_section(report)
+        sections["components"] = components_section(rows, report)
+    with times.of("calibration"):
+        device = "cuda" if "cuda" in report.peaks else "cpu"
+        sections["calibration"] = calibration_section(progress, report.peaks[device], quick=quick)
+    with times.of("here"):
+        sections["here"] = here_section(progress, quick=quick)
+    with times.of("published"):
+        sections["published"] = published_section(progress, PUBLISHED_ROWS // (4 if quick else 1))
+    with times.of("plan"):
+        sections["plan"] = plan_section(progress, slo, quick=quick)
+    machine_facts = report.machine
+    wall_s = time.perf_counter() - started
+    return {
+        "title": "llmlab report",
+        "lead": f"{machine_facts.cpu}, {machine_facts.cores} cores, {machine_facts.memory_gib} GiB.",
+        "made": f"Made on {time.strftime('%Y-%m-%d')} in {wall_s / 60:.1f} minutes",
+        "data_file": "report.json",
+        "wall_s": wall_s,
+        "seconds": times.seconds,
+        "headlines": headlines(sections),
+        "sections": sections,
     }

@@ -6,11 +6,13 @@ The report is a dictionary: `title`, `made`, `headlines` and `sections`. A secti
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from llmlab.reference.files import write_atomic
 from llmlab.reports import figures
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
@@ -129,3 +131,16 @@ def page(report: Mapping[str, Any]) -> str:
         .get_template("report.html.j2")
         .render(report=report, sections=sections, figures=_figures(sections), style=(TEMPLATES / "style.css").read_text())
     )
+
+
+def write_page(report: Mapping[str, Any], path: str | Path) -> Path:
+    """Write the page and, beside it, everything on it as JSON; both whole or not at all.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    path = Path(path)
+    data = path.with_suffix(".json")
+    html = page({**report, "data_file": data.name})
+    write_atomic(data, json.dumps({**report, "data_file": data.name}, indent=1, allow_nan=False, default=str) + "\n")
+    return write_atomic(path, html)

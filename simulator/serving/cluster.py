@@ -223,7 +223,8 @@ class Replica:
                 self.note_tokens(batch, start_ns, start_ns + duration_ns)
             for request in finished:
                 self.cluster.finish(request, self.number)
-            yield Moment(env).happens(0, self.start_rank)
+            if env.peek() <= env.now:  # else nothing can come in between
+                yield Moment(env).happens(0, self.start_rank)
 
     def note_begun(self, request: Request, now_ns: int) -> None:
         """Record the start of the first step that computes a part of a request."""

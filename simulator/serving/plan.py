@@ -470,24 +470,30 @@ class _Search:
             group.running = best.summary["most_running"]
 
     def vary(self) -> None:
-        """Try other batch and chunk sizes wherever one replica less would be the cheapest yet, or as cheap."""
-        cheapest = min((group.usd_per_hour * group.needed for group in self.groups if group.needed), default=math.inf)
-        tasks = []
-        for group in self.groups:
-            most = group.needed or group.most
-            least = max(1, group.least, most - 1)
-            if group.usd_per_hour * least > cheapest:
-                continue
-            sizes = [(MAX_NUM_SEQS, batched) for batched in OTHER_BATCHED_TOKENS]
-            sizes += [(seqs, MAX_NUM_BATCHED_TOKENS) for seqs in OTHER_NUM_SEQS if min(seqs, MAX_NUM_SEQS) < group.running + 1]
-            for seqs, batched in sizes:
-                other = replace(group.base, max_num_seqs=seqs, max_num_batched_tokens=batched)
-                try:
-                    resolve(other)
-                except InputError:
-                    continue  # larger steps leave no room for the cache
-                tasks.append(_Task(other, "window", low=least, high=most))
-        self.simulate("batch and chunk sizes", tasks)
+        """Try other batch and chunk sizes: with one replica less where that could be cheapest, then at the cheapest count."""
+        for stage, fewer in (("fewer replicas at other sizes", 1), ("other sizes", 0)):
+            cheapest = min((point.usd_per_hour for point in self.points if point.kept), default=math.inf)
+            tasks = []
+            for group in self.groups:
+                replicas = (group.needed or group.most) - fewer
+                cost = group.usd_per_hour * replicas
+                if max(1, group.least) <= replicas and (cost < cheapest if fewer else cost == cheapest):
+                    tasks += [_Task(other, "window", low=replicas, high=replicas) for other in self.sizes(group)]
+            self.simulate(stage, tasks)
+
+    def sizes(self, group: _Group) -> list[Deployment]:
+        """The group at other sizes that would change something and leave room for the cache."""
+        pairs = [(MAX_NUM_SEQS, batched) for batched in OTHER_BATCHED_TOKENS]
+        pairs += [(seqs, MAX_NUM_BATCHED_TOKENS) for seqs in OTHER_NUM_SEQS if min(seqs, MAX_NUM_SEQS - 1) < group.running]
+        found = []
+        for seqs, batched in pairs:
+            other = replace(group.base, max_num_seqs=seqs, max_num_batched_tokens=batched)
+            try:
+                resolve(other)
+            except InputError:
+                continue  # larger steps leave no room for the cache
+            found.append(other)
+        return found
 
     def verify(self) -> tuple[Point | None, Point | None]:
         """Try options on the whole workload by price until two kept the objective: the answer and the runner-up."""

@@ -7,6 +7,7 @@ implementations are given the same values in preallocated arrays of their own ki
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -181,6 +182,22 @@ def checkable_dims(op: Op, dims: Dims, seconds: float, dtype: str) -> tuple[dict
     return chosen, inputs
 
 
+def memory_needed(op: Op, dims: Dims, dtype: str) -> float:
+    """Bytes a timed shape takes at its worst: inputs drawn in float64, narrowed, copied for an implementation; results."""
+    whole = op.complete(dims)
+    inputs = sum(math.prod(1 if axis == "1" else whole[axis] for axis in axes) for axes in op.inputs.values())
+    return 12.0 * inputs + 4.0 * op.cost_of(dims).elements_written * ITEMSIZE[dtype]
+
+
+def timed_inputs(op: Op, dims: Dims, dtype: str) -> dict[str, np.ndarray]:
+    """Inputs of a timed shape, held in float32 (float64 where that is timed): they may be large."""
+    held = "float64" if dtype == "float64" else "float32"
+    drawn = op.make_inputs(dims, np.random.default_rng(0))
+    for name in list(drawn):  # one after the other, so that only one array exists twice
+        drawn[name] = drawn[name].astype(held) if is_float(drawn[name]) else drawn[name]
+    return drawn
+
+
 class Checker:
     """Judges implementations of one op at one shape and dtype; the exact result is computed once for all of them."""
 
@@ -225,6 +242,7 @@ def run_bench(
     shape: str | None = None,
     effort: Effort = FULL,
     progress: Advance = lambda name, done, total: None,
+    keep: Callable[[Sequence[Record]], Any] = lambda records: None,
 ) -> tuple[list[Record], list[Skipped]]:
     """Check and time every implementation of the chosen components at their named shapes.
 
@@ -236,6 +254,7 @@ def run_bench(
         shape: only shapes whose name holds this text.
         effort: how long it may take.
         progress: called with (name, done, total) before each shape.
+        keep: called with the records of each shape when it is done, so that a run that is ended early leaves them.
     """
     wanted = tuple(dtypes or default_dtypes())
     jobs = [(component, name, dtype) for component in components for name, dtype in cases(component, wanted, shape, effort)]
@@ -244,8 +263,12 @@ def run_bench(
     with warm_allocator():
         for done, (component, name, dtype) in enumerate(jobs):
             progress(f"{component.id}, {name}", done, len(jobs))
-            for result in bench_case(component, name, dtype, peaks_of=peaks_of, backends=backends, effort=effort):
-                (records if isinstance(result, Record) else skipped).append(result)  # type: ignore[arg-type]
+            found = list(bench_case(component, name, dtype, peaks_of=peaks_of, backends=backends, effort=effort))
+            new = [one for one in found if isinstance(one, Record)]
+            skipped += [one for one in found if isinstance(one, Skipped)]
+            records += new
+            if new:
+                keep(new)
             checker_of.cache_clear()
             give_back_pages()
     progress("", len(jobs), len(jobs))
@@ -321,7 +344,7 @@ def _bench_op(
             yield Skipped(op.id, shape, dtype, one.label, why)
         else:
             timed.append(one)
-    needed = 3 * cost.moved_bytes(8)  # drawn in float64, held once more in the implementation's dtype, and its result
+    needed = memory_needed(op, dims, dtype)
     if needed > effort.memory * _free_memory():
         for one in timed:
             yield Skipped(op.id, shape, dtype, one.label, f"would need {needed / 2**30:.1f} GiB of memory")
@@ -342,7 +365,7 @@ def _bench_op(
             yield record
             continue
         if inputs is None:
-            inputs = in_dtype(op.make_inputs(dims, np.random.default_rng(0)), dtype)
+            inputs = timed_inputs(op, dims, dtype)
         arrays = one.arrays(inputs, dtype)
         if one.twin is None and one.label != REFERENCE[Op] and (other := _result_dtype(one, arrays, options)) != dtype:
             yield Skipped(op.id, shape, dtype, one.label, f"answers in {other}: no peer of a {dtype} kernel")
@@ -626,9 +649,8 @@ def run(
         shape=shape,
         effort=QUICK if quick else FULL,
         progress=progress,
+        keep=lambda new: results.append(target, new),
     )
-    if records:
-        results.append(target, records)
     timed_keys = {record.key for record in records}
     before = [record for record in old or () if record.key in timed_keys]
     changes = results.compare(before, records) if old is not None else []

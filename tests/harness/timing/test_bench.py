@@ -152,6 +152,24 @@ def test_a_shape_larger_than_memory_is_skipped_and_said():
     assert "GiB of memory" in found[0].why
 
 
+def test_memory_counts_whole_inputs_not_only_what_is_read():
+    embedding = load("layers.embedding")
+    dims = dict.fromkeys(embedding.dims, 64)
+    table = 64 * 64
+    assert bench.memory_needed(embedding, dims, "float32") >= 12 * table
+    larger = {**dims, "V": 64_000}
+    assert bench.memory_needed(embedding, larger, "float32") >= 1000 * 12 * table
+
+
+def test_timed_inputs_are_the_drawn_ones_in_the_dtype_they_are_held_in():
+    dims = {"B": 2, "T": 3, "S": 5}
+    drawn = SOFTMAX.make_inputs(dims, np.random.default_rng(0))["x_BTS"]
+    held = bench.timed_inputs(SOFTMAX, dims, "bfloat16")["x_BTS"]
+    assert held.dtype == np.float32
+    np.testing.assert_array_equal(held, drawn.astype(np.float32))
+    np.testing.assert_array_equal(bench.timed_inputs(SOFTMAX, dims, "float64")["x_BTS"], drawn)
+
+
 @pytest.mark.parametrize("component_id", ["layers.softmax", "attention.gqa", "positions.rope"])
 def test_long_axes_are_halved_until_the_formula_is_quick(component_id):
     op = load(component_id)

@@ -349,19 +349,18 @@ def collective_knots(p: Parameters, limits: Limits, c: Columns, xp: Any = np) ->
     the last proportional to the size; between numbers of ranks it is interpolated in log2, beyond them continued. Where the
     link is not the measured one (`link_bytes_per_s`), what exceeds the smallest message's time scales with it.
     """
-    message = np.maximum(np.asarray(c["message_bytes"], dtype=float), 1.0)
-    ranks = np.asarray(c["ranks"], dtype=float)
+    message, ranks = np.broadcast_arrays(np.maximum(c["message_bytes"], 1.0), np.asarray(c["ranks"], dtype=float))
     curves = knots_of(p)
     known = sorted(curves)
     columns = [_on_knots(curves[rank], message) for rank in known]
     slower = p["link_bytes_per_s"] / limits.link_bytes_per_s
     columns = [first + (whole - first) * slower for first, whole in columns]
     if len(known) == 1:
-        return columns[0] * np.ones_like(ranks)
+        return columns[0]
     at = np.log2(np.asarray(known, dtype=float))
     where = np.log2(np.maximum(ranks, 1.0))
     left = np.clip(np.searchsorted(at, where, side="right") - 1, 0, len(known) - 2)
-    stack = np.log(np.stack([column * np.ones_like(where) for column in columns]))
+    stack = np.log(np.stack(columns))
     low, high = (np.take_along_axis(stack, (left + i)[None, ...], axis=0)[0] for i in (0, 1))
     return np.exp(low + (high - low) * (where - at[left]) / (at[left + 1] - at[left]))
 

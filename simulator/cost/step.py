@@ -74,6 +74,7 @@ def host_of(profile: DeviceProfile) -> EngineModel:
 
 _GRID = _grid()
 _ROWS = _GRID.tolist()
+_CONTEXTS = [2.0 ** (i / 8) for i in range(8 * 21 + 1)]
 
 
 class StepCost:
@@ -120,6 +121,8 @@ class StepCost:
         self.kernels = sum(operator.count for operator in operators) + 2 * model.layers
         collectives = sum(operator.count for operator in operators if isinstance(operator, Collective))
         self._gaps_s = self.kernels * self.engine.kernel_gap_s + collectives * self.engine.collective_gap_s
+        self._decode_tables: dict[int, list[float]] = {}
+        self._decode_launch_s = sum(count * curve.parameters.get("latency_s", 0.0) for count, _, _, curve in self._groups)
         self._exact = {rows: self._table(rows) for rows in ("tokens", "emitted")}
         # A plain list answers in 30 ns where an array takes 100.
         self._tokens_s = [0.0, *self._exact["tokens"][:TABLE_ROWS].tolist()]
@@ -217,21 +220,33 @@ class StepCost:
             new = total / prompts
             cached = max(0.0, pairs / total - 0.5 * new)
         prefill = decode = 0.0
-        for count, heads, prefill_curve, decode_curve in self._groups:
+        if prompts:
+            columns = {"batch": prompts, "new_tokens": new, "context_tokens": cached}
+            for count, heads, curve, _ in self._groups:
+                prefill += count * curve.seconds(limits, columns | heads, FLOATS)
+        if batch:
+            decode = self._decode_s(batch, shape.decode_context_tokens / batch)
             if prompts:
-                columns = {"batch": prompts, "new_tokens": new, "context_tokens": cached, **heads}
-                prefill += count * prefill_curve.seconds(limits, columns, FLOATS)
-            if batch:
-                context = shape.decode_context_tokens / batch
-                columns = {"batch": batch, "context_tokens": context, **heads}
-                seconds = decode_curve.seconds(limits, columns, FLOATS)
-                if prompts:
-                    seconds -= decode_curve.parameters["latency_s"]
-                if self.engine.decode_key_core_s:
-                    keys = batch * min(context, heads["window"] or context) * heads["heads"] * heads["head_width"] / 128
-                    seconds = max(seconds, self.engine.decode_key_core_s * keys / self.profile.device.cores)
-                decode += count * seconds
+                decode -= self._decode_launch_s
         return prefill, decode
+
+    def _decode_s(self, batch: int, context: float) -> float:
+        """Seconds of decode attention, on straight lines between eight contexts per doubling, tabulated once per batch."""
+        table = self._decode_tables.get(batch)
+        if table is None:
+            contexts, total = np.array(_CONTEXTS), np.zeros(len(_CONTEXTS))
+            for count, heads, _, curve in self._groups:
+                columns = {"batch": float(batch), "context_tokens": contexts, **heads}
+                seconds = np.asarray(curve.seconds(self._attention_limits, columns))
+                if self.engine.decode_key_core_s:
+                    seen = np.minimum(contexts, heads["window"] or np.inf)
+                    keys = batch * seen * heads["heads"] * heads["head_width"] / 128
+                    seconds = np.maximum(seconds, self.engine.decode_key_core_s * keys / self.profile.device.cores)
+                total += count * seconds
+            table = self._decode_tables[batch] = np.maximum.accumulate(total).tolist()
+        place = min(int(8.0 * math.log2(context)), len(_CONTEXTS) - 2) if context > 1.0 else 0
+        left, low = _CONTEXTS[place], table[place]
+        return low + (table[place + 1] - low) * (context - left) / (_CONTEXTS[place + 1] - left)
 
     def device_s(self, shape: BatchShape) -> float:
         """Seconds the devices compute and communicate."""

@@ -38,7 +38,7 @@ def cost_front(plan: Mapping[str, Any]) -> Any:
                     label=group if keeps else None,
                 )
         edge = [point for point in front["points"] if point["front"]]
-        axes.step([point["x"] for point in edge], [point["y"] for point in edge], where="post", color=MUTED, lw=1, zorder=0)
+        axes.step([point["x"] for point in edge], [point["y"] for point in edge], where="post", color=MUTED, lw=1, zorder=1)
         for point in front["points"]:
             if point["chosen"]:
                 axes.plot([point["x"]], [point["y"]], "o", ms=14, mfc="none", mec=INK, mew=1.4)

@@ -3,7 +3,7 @@
 1. Bounds from the cost model drop device groups that cannot hold the model, or whose lone request is already too slow, and
    give each remaining group the replica count below which the work does not fit into the time.
 2. On the busiest stretch of the workload every group (device, tensor parallelism) searches its smallest number of replicas,
-   for each of several batch and chunk sizes.
+   first at one batch and chunk size, then at others wherever that could be cheaper than the best so far.
 3. Options are then tried on the whole workload in order of price, those that only just failed on the busiest stretch
    included, until two kept the objective: the answer and the runner-up.
 
@@ -274,7 +274,13 @@ def judge(result: SimulationResult, slo: Slo, level: str) -> Point:
 
 @dataclass(frozen=True)
 class _Task:
-    """What one worker does: find the smallest replica count of a configuration, or run one option once."""
+    """What one worker does: find the smallest replica count of a configuration from `low` to `high`.
+
+    Attributes:
+        give_up: stop a run when it must miss a limit by this factor.
+        stretch: every step takes this many times as long.
+        falling: start at `high`, and stop there if that fails; otherwise at `low`, doubling.
+    """
 
     deployment: Deployment
     level: str
@@ -282,6 +288,7 @@ class _Task:
     high: int
     give_up: float = HOPELESS
     stretch: float = 1.0
+    falling: bool = False
 
 
 @dataclass
@@ -312,20 +319,18 @@ def _one(task: _Task, replicas: int) -> Point:
 
 
 def _work(task: _Task) -> list[Point]:
-    """Every point tried from `low` on: doubled until one keeps the objective, then halved in between."""
+    """Every point tried until the smallest replica count that keeps the objective is known; more are taken to be no worse."""
     points: dict[int, Point] = {}
 
     def kept(replicas: int) -> bool:
         points[replicas] = _one(task, replicas)
         return points[replicas].kept
 
-    failed, step, replicas = task.low - 1, 1, task.low
-    while not kept(replicas):
-        failed = replicas
-        if replicas >= task.high:
+    failed, step, good = task.low - 1, 1, task.high if task.falling else task.low
+    while not kept(good):
+        if good >= task.high:
             return list(points.values())
-        replicas, step = min(replicas + step, task.high), 2 * step
-    good = replicas
+        failed, good, step = good, min(good + step, task.high), 2 * step
     while good - failed > 1:
         middle = (good + failed) // 2
         if kept(middle):
@@ -470,15 +475,17 @@ class _Search:
             group.running = best.summary["most_running"]
 
     def vary(self) -> None:
-        """Try other batch and chunk sizes: with one replica less where that could be cheapest, then at the cheapest count."""
-        for stage, fewer in (("fewer replicas at other sizes", 1), ("other sizes", 0)):
-            cheapest = min((point.usd_per_hour for point in self.points if point.kept), default=math.inf)
+        """Try other batch and chunk sizes: with as many replicas as would still be cheaper, then at the cheapest price."""
+        for stage, cheaper in (("cheaper at other sizes", True), ("other sizes at the same price", False)):
+            price = min((point.usd_per_hour for point in self.points if point.kept), default=math.inf)
             tasks = []
             for group in self.groups:
-                replicas = (group.needed or group.most) - fewer
-                cost = group.usd_per_hour * replicas
-                if max(1, group.least) <= replicas and (cost < cheapest if fewer else cost == cheapest):
-                    tasks += [_Task(other, "window", low=replicas, high=replicas) for other in self.sizes(group)]
+                most = group.most if price == math.inf else min(group.most, math.floor(price / group.usd_per_hour + 1e-9))
+                ties = math.isclose(price, most * group.usd_per_hour)
+                high = most - 1 if cheaper and ties else most
+                if high >= group.least and (cheaper or ties):
+                    low = group.least if cheaper else high
+                    tasks += [_Task(other, "window", low=low, high=high, falling=True) for other in self.sizes(group)]
             self.simulate(stage, tasks)
 
     def sizes(self, group: _Group) -> list[Deployment]:

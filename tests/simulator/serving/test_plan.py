@@ -138,6 +138,16 @@ def test_options_that_fail_only_on_the_busiest_stretch_are_tried_on_the_whole(mo
     assert not window[0].kept
 
 
+def test_a_smaller_chunk_is_found_where_only_that_keeps_the_objective():
+    """Long prompts in steps of 2048 tokens hold up the decodes beside them, however many replicas there are."""
+    workload = Workload(np.arange(80) * 50_000_000, np.full(80, 6000), np.full(80, 150))
+    slo = parse_slo("itl_p99=30ms,ttft_p99=20s")
+    result = plan(MODEL, workload, slo, ["h100"], max_gpus=8)
+    assert result.chosen.deployment.max_num_batched_tokens < 2048
+    dearer = [point for point in result.points if point.deployment.max_num_batched_tokens == 2048 and point.kept]
+    assert all(point.usd_per_hour > result.chosen.usd_per_hour for point in dearer)
+
+
 def test_the_busiest_stretch_is_cut_to_a_size_that_is_quick_to_simulate():
     assert busiest(load(10)).span_s <= planning.WINDOW_S
     crowded = busiest(load(500, count=60_000))

@@ -26,6 +26,7 @@ from llmlab.harness.calibration.steps import StepFit, fit_steps
 from llmlab.harness.machine import describe, usable_threads
 from llmlab.harness.runtime.engine import Engine, Job, columns
 from llmlab.harness.runtime.probe import probe
+from llmlab.harness.timing.measure import NOISY_OTHERS, watch
 from llmlab.harness.validation.summary import error_figures, grouped
 from llmlab.reference.errors import InputError
 from llmlab.reference.models._config import ModelConfig
@@ -99,6 +100,8 @@ def validate_here(
 ) -> dict[str, Any]:
     """Calibrate, predict, run, compare; return {rows, excluded, summary}.
 
+    `others` of a row is the part of the processors that other programs used during its run: what no prediction knows.
+
     Args:
         quick: fewer and shorter runs.
         trace: file of requests; `$LLMLAB_DATA/traces/azure2023_conv.csv.gz` where None, else synthetic ones like them.
@@ -124,7 +127,8 @@ def validate_here(
     composed = OperatorSteps.read(profile, config, device) if profile is not None else None
     with _threads(threads):
         make_engine = make_engine or _engine_maker(config, seed, device)
-        fit = composed or calibrate_steps(make_engine, config, effort.calibrate_s, seed, progress)
+        with watch() as calibrating:
+            fit = composed or calibrate_steps(make_engine, config, effort.calibrate_s, seed, progress)
         capacity = predicted_capacity(requests, fit.step_ns)
         workloads = [
             at_load(requests, load * capacity, effort, np.random.default_rng([seed, 3, number]))
@@ -134,10 +138,13 @@ def validate_here(
         for number, workload in enumerate(workloads):
             progress("predicting", number, len(workloads))
             predictions.append(predict(workload, fit, effort.simulations, seed))
-        measured = []
+        measured, others = [], []
         for number, workload in enumerate(workloads):
             progress("running", number, len(workloads))
-            measured.append(run_here(make_engine(), workload, config.vocab_size, np.random.default_rng([seed, 4, number])))
+            rng = np.random.default_rng([seed, 4, number])
+            with watch() as running:
+                measured.append(run_here(make_engine(), workload, config.vocab_size, rng))
+            others.append(running[0].others)
     rows = [
         {
             "row_id": f"here-{round(100 * load)}%",
@@ -152,8 +159,9 @@ def validate_here(
             "saturated": load >= SATURATED,
             "rate_per_s": load * capacity,
             "requests": len(workload),
+            "others": used,
         }
-        for load, workload, found, (guess, low, high) in zip(effort.loads, workloads, measured, predictions)
+        for load, workload, found, used, (guess, low, high) in zip(effort.loads, workloads, measured, others, predictions)
         for metric in METRICS
     ]
     setting = {
@@ -162,6 +170,7 @@ def validate_here(
         "threads": threads,
         "parameters": config.num_parameters,
         "capacity_requests_per_s": capacity,
+        "others_while_calibrating": calibrating[0].others,
         "calibration": fit.as_dict(),
     }
     return {"rows": rows, "excluded": [], "summary": summarize(rows) | setting}
@@ -365,6 +374,12 @@ def tables(result: Mapping[str, Any]) -> Iterator[tuple[str, list[dict[str, Any]
             }
         )
     yield title, shown
+    busiest = max(summary["others_while_calibrating"], *(row["others"] for row in result["rows"]))
+    if busiest > NOISY_OTHERS:
+        title = "these figures say little: others used the processors"
+        loads = {f"{row['load']:.0%}": row["others"] for row in result["rows"]}
+        shares = {"calibrating": summary["others_while_calibrating"], **loads}
+        yield title, [{"while": name, "of the processors": f"{share:.0%}"} for name, share in shares.items()]
     yield (
         "below saturation",
         [

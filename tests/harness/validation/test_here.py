@@ -1,7 +1,7 @@
 """`validate here` on a machine whose clock is a formula: what it predicts is what that machine then does."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,9 @@ from llmlab.harness.runtime.engine import Engine  # noqa: E402
 from llmlab.harness.validation import here  # noqa: E402
 from llmlab.reference.errors import InputError  # noqa: E402
 from llmlab.reference.models._config import ModelConfig  # noqa: E402
+from llmlab.simulator.cost.curves import Curve  # noqa: E402
+from llmlab.simulator.hardware.profile import load_device  # noqa: E402
+from llmlab.simulator.model.description import load_model  # noqa: E402
 
 EFFORT = here.Effort(calibrate_s=20.0, loads=(0.2, 0.6, 1.3), run_s=20.0, fewest_requests=20, simulations=12)
 SHORT = here.Effort(calibrate_s=3.0, loads=(0.3, 1.3), run_s=2.0, fewest_requests=12, simulations=4)
@@ -99,14 +102,33 @@ def test_rows_have_the_documented_form_and_are_json() -> None:
         assert row["fitted"] is False
     assert {row["metric"] for row in parsed["rows"]} == set(here.METRICS)
     assert [row["saturated"] for row in parsed["rows"][:: len(here.METRICS)]] == [False, True]
-    titles = [title for title, rows in here.tables(result) if rows]
-    assert len(titles) == 2
+    result["summary"]["others_while_calibrating"] = 0.0
+    quiet = {**result, "rows": [row | {"others": 0.0} for row in result["rows"]]}
+    busy = {**result, "rows": [row | {"others": 0.5} for row in result["rows"]]}
+    assert [len(list(here.tables(one))) for one in (quiet, busy)] == [2, 3]
+    assert any("say little" in title for title, _ in here.tables(busy))
 
 
 def test_the_same_machine_and_seed_give_the_same_figures() -> None:
     one, two = (validate(Machine(noise=0.1), seed=3, effort=SHORT)["rows"] for _ in range(2))
     keys = ("measured", "predicted", "low", "high")
     assert [[row[key] for key in keys] for row in one] == [[row[key] for key in keys] for row in two]
+
+
+def test_a_profile_predicts_without_timing_a_step(tmp_path: Path) -> None:
+    host = Curve("host", {"step_s": 2e-3, "request_s": 1e-5})
+    device = load_device("a100")
+    replace(device, curves={**device.curves, "host": host}).save(tmp_path / "machine.json")
+    requests = here.like_trace(None, np.random.default_rng(0)).first(40)
+    guesses = []
+    for name in ("llmlab/llama-50m", "llmlab/llama-150m"):
+        composed = here.OperatorSteps.read(tmp_path / "machine.json", load_model(name).config, "cpu")
+        assert composed.as_dict()["engine"]["host_step_s"] == 2e-3
+        guess, low, high = here.predict(requests, composed, simulations=5, seed=0)
+        assert all(low[metric] <= guess[metric] <= high[metric] for metric in here.METRICS)
+        assert low["tpot_mean_ms"] < high["tpot_mean_ms"]
+        guesses.append(guess)
+    assert guesses[0]["tpot_mean_ms"] < guesses[1]["tpot_mean_ms"]
 
 
 def test_requests_come_from_the_trace_scaled_down(tmp_path: Path) -> None:

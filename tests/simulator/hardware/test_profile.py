@@ -1,0 +1,116 @@
+"""Profiles: the shipped ones, what a device without its own falls back on, and how a broken file is refused."""
+
+import json
+
+import numpy as np
+import pytest
+
+from llmlab.reference.errors import InputError
+from llmlab.simulator.cost.curves import FORMS, Curve
+from llmlab.simulator.hardware.device import device_sheets
+from llmlab.simulator.hardware.profile import PRIOR_WIDENING, PROFILES, load_device, load_profile
+
+SHIPPED = sorted(path.stem for path in PROFILES.glob("*.json"))
+
+
+def test_profiles_of_three_devices_ship():
+    assert {"a100_sxm", "h100_sxm", "h200_sxm"} <= set(SHIPPED)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_profiles_say_where_they_come_from_and_how_far_off_they_are(name):
+    profile = load_profile(PROFILES / f"{name}.json")
+    assert profile.device.profile == name
+    assert profile.device.fitted
+    assert profile.provenance["date"]
+    assert all(table["repository"] and table["licence"] and table["rows"] for table in profile.provenance["tables"])
+    for kind in ("gemm.bfloat16", "attention_prefill.bfloat16", "attention_decode.bfloat16"):
+        curve = profile.curves[kind]
+        assert curve.held_out["rows"] >= 20
+        assert 0 < curve.held_out["mean_absolute_error"] < 1
+        assert curve.residuals["0.05"] < curve.residuals["0.5"] < curve.residuals["0.95"]
+    assert (PROFILES / f"{name}.json").stat().st_size < 60_000
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_curve_is_positive_and_never_falls_as_work_grows(name):
+    profile = load_profile(PROFILES / f"{name}.json")
+    grown = np.array([1.0, 2.0, 7.0, 16.0, 100.0, 128.0, 513.0, 4096.0])
+    base = {
+        "gemm": {"m": grown, "n": 4096.0, "k": 4096.0},
+        "attention_prefill": {"batch": 1, "new_tokens": grown + 1, "context_tokens": 100.0},
+        "attention_decode": {"batch": 4, "context_tokens": grown},
+        "moe": {"tokens": grown, "hidden": 2048, "inter": 768, "experts_per_token": 8, "experts": 128},
+        "memory": {"moved_bytes": grown * 1e4},
+        "collective": {"ranks": 4, "message_bytes": grown * 1e4},
+        "host": {"batch": grown},
+    }
+    heads = {"heads": 32, "kv_heads": 8, "head_width": 128, "window": 0}
+    for key, curve in profile.curves.items():
+        kind = key.split(".")[0].removesuffix("_windowed")
+        columns = base.get(kind, base["collective"]) | (heads if kind.startswith("attention") else {})
+        seconds = np.asarray(curve.seconds(profile.limits(), columns))
+        assert np.isfinite(seconds).all(), key
+        assert (seconds > 0).all(), key
+        assert (np.diff(seconds) >= -1e-3 * seconds[1:]).all(), key
+
+
+@pytest.mark.parametrize("name", list(device_sheets()))
+def test_every_device_has_curves_and_strangers_say_so(name):
+    profile = load_device(name)
+    assert profile.device.name == name
+    assert profile.curve("gemm", "bfloat16").rows > 0
+    if profile.device.fitted:
+        assert profile.widening == 1
+        assert not profile.notes
+    else:
+        assert profile.widening == PRIOR_WIDENING
+        assert "curves are those of" in profile.notes[0]
+
+
+def test_widening_moves_quantiles_away_from_one():
+    own, prior = load_device("h100"), load_device("b200")
+    curve = own.curve("gemm", "bfloat16")
+    assert prior.quantile(curve, "0.95") > own.quantile(curve, "0.95") > 1
+    assert prior.quantile(curve, "0.05") < own.quantile(curve, "0.05") < 1
+
+
+def test_a_saved_profile_reads_back_the_same(tmp_path):
+    profile = load_device("h100")
+    profile.save(tmp_path / "again.json")
+    again = load_device(tmp_path / "again.json")
+    assert again.device == profile.device
+    assert again.to_json() == profile.to_json()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda c: c.pop("device"), "device"),
+        (lambda c: c.pop("curves"), "curves"),
+        (lambda c: c.update(device="h999"), "h999"),
+        (lambda c: c["curves"]["gemm.bfloat16"].update(form="guess"), "guess"),
+        (lambda c: c["curves"]["gemm.bfloat16"]["parameters"].pop("efficiency"), "parameters"),
+        (lambda c: c["curves"]["gemm.bfloat16"]["parameters"].update(efficiency=float("nan")), "efficiency"),
+        (lambda c: c["curves"]["gemm.bfloat16"].update(extra=1), "extra"),
+    ],
+)
+def test_a_broken_profile_is_named(tmp_path, change, named):
+    content = load_device("h100").to_json()
+    change(content)
+    (tmp_path / "broken.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=named):
+        load_profile(tmp_path / "broken.json")
+
+
+def test_a_truncated_or_absent_profile_is_named(tmp_path):
+    (tmp_path / "cut.json").write_text(json.dumps(load_device("h100").to_json())[:500])
+    with pytest.raises(InputError, match=r"cut\.json.*not a JSON file"):
+        load_profile(tmp_path / "cut.json")
+    with pytest.raises(InputError, match=r"absent\.json"):
+        load_device(tmp_path / "absent.json")
+
+
+@pytest.mark.parametrize("name", [name for name, form in FORMS.items() if form.parameters])
+def test_a_prior_exists_for_every_formula(name):
+    assert set(Curve.prior(name).parameters) == set(FORMS[name].parameters) | set(FORMS[name].choices)

@@ -227,11 +227,18 @@ class OperatorSteps:
         return self.cost.step_ns(shape)
 
     def unsteady_ns(self, rng: np.random.Generator) -> StepTime:
-        """All steps too slow or too quick together, by as much as the operators' residuals allow."""
+        """All steps too slow or too quick together, by as much as the operators' residuals allow.
+
+        The interval is asked for once per kind of step (with prompts or without) and power of two of its tokens.
+        """
         place = float(rng.uniform(-1.0, 1.0))
+        intervals: dict[tuple[bool, int], tuple[float, float]] = {}
 
         def step_ns(shape: BatchShape) -> int:
-            low, high = self.cost.interval(shape)
+            kind = (bool(shape.prefill), shape.new_tokens.bit_length())
+            if kind not in intervals:
+                intervals[kind] = self.cost.interval(shape)
+            low, high = intervals[kind]
             factor = 1 + place * ((high - 1) if place > 0 else (1 - low))
             return max(1, round(self.cost.seconds(shape) * factor * 1e9))
 

@@ -25,7 +25,7 @@ Pairs = Mapping[tuple[int, int], tuple[int, int]]
 """(left id, right id) -> (rank, id of the merged token)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Vocabulary:
     """A byte-level BPE vocabulary.
 

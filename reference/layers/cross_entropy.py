@@ -56,7 +56,7 @@ def log_sum_exp(logits_BTV: np.ndarray) -> np.ndarray:
 def mean_loss(loss_BT: np.ndarray, targets_BT: np.ndarray, *, ignore_index: int = -100) -> float:
     """Mean over the positions that count; 0 when none does."""
     counted = np.count_nonzero(targets_BT != ignore_index)
-    return float(np.sum(loss_BT)) / max(counted, 1)
+    return float(np.sum(loss_BT)) / max(int(counted), 1)
 
 
 def checked_targets(

@@ -39,7 +39,7 @@ def test_an_unknown_kind_is_refused_by_reference_and_twins(op):
         op.reference(*inputs, kind="swish")
     for twin in twins_of(op):
         if twin.of == "reference":
-            given = convert(dict(enumerate(inputs)), twin.backend, "float32")
+            given = convert({str(i): array for i, array in enumerate(inputs)}, twin.backend, "float32")
             with pytest.raises(ValueError, match="kind='swish'"):
                 twin.function(*given, kind="swish")
 

@@ -120,8 +120,8 @@ def _split(samples: pd.DataFrame) -> Iterator[tuple[tuple[str, str, str, str], p
     for label, rows in samples.groupby("kind", sort=True):
         kind = str(label)
         if kind in ("gemm", "moe"):
-            for dtype, some in rows.groupby("dtype", sort=True):
-                yield (kind, "", str(dtype), ""), some
+            for operands, some in rows.groupby("dtype", sort=True):
+                yield (kind, "", str(operands), ""), some
         elif kind.startswith("attention"):
             for (windowed, dtype, kv), some in rows.groupby([rows["window"] > 0, "dtype", "kv_dtype"], sort=True):
                 yield (f"{kind}_windowed" if windowed else kind, "", str(dtype), str(kv) or str(dtype)), some

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import pandas as pd
 from llmlab.harness.calibration.fit import KEYS, errors_of, fit
 from llmlab.harness.calibration.tables import read_tables
 from llmlab.reference.errors import InputError
+from llmlab.simulator.cost.curves import Curve
 from llmlab.simulator.hardware.device import Device, load_device_sheet
-from llmlab.simulator.hardware.profile import DeviceProfile
+from llmlab.simulator.hardware.profile import PROFILES, DeviceProfile, load_profile
 
 ORIGINS = {
     "_perf": ("ai-dynamo/aiconfigurator", "Apache-2.0"),
@@ -26,6 +28,10 @@ ORIGINS = {
     "llmservingsim": ("casys-kaist/LLMServingSim", "MIT"),
 }
 """Who published a table, by a part of its name."""
+
+
+BORROWED = {"h200_sxm": ("h100_sxm", ("memory", "send_recv"))}
+"""Kinds nobody timed on a device, taken from the shipped profile of one with the same processor: fractions of its peaks."""
 
 
 def origin(source: str) -> tuple[str, str]:
@@ -77,10 +83,23 @@ def calibrate_tables(
             progress(name, len(done) - 1, max(expected, len(done)))
 
     profile = fit(fitted, sheet, progress=advance)
-    profile.provenance.update(describe(samples, chosen, profile))  # type: ignore[attr-defined]
+    profile = replace(profile, curves=dict(profile.curves) | borrowed(sheet.profile))
+    profile = replace(profile, provenance=describe(samples, chosen, profile))
     if out is not None:
         profile.save(out)
     return profile
+
+
+def borrowed(name: str) -> dict[str, Curve]:
+    """Curves a profile takes from another device's; they claim no rows and no held-out error."""
+    if name not in BORROWED:
+        return {}
+    lender, kinds = BORROWED[name]
+    return {
+        key: replace(curve, rows=0, held_out={}, source=f"borrowed from {lender}: {curve.source}")
+        for key, curve in load_profile(PROFILES / f"{lender}.json").curves.items()
+        if key.split(".")[0] in kinds
+    }
 
 
 def describe(samples: pd.DataFrame, chosen: pd.Series, profile: DeviceProfile) -> dict[str, Any]:

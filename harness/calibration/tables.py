@@ -148,19 +148,24 @@ def _aiconfigurator_attention(path: Path) -> pd.DataFrame:
 
 
 def _aiconfigurator_moe(path: Path) -> pd.DataFrame:
-    """Expert parallelism leaves a device its share of the experts, and of each token's visits on average."""
+    """Experts split by tensor parallelism and visited as by a router.
+
+    Left out are the rows of a perfectly balanced router, which no trained one is, and those of expert parallelism, whose
+    buffers hold every token's visits while a device computes its share of them.
+    """
     needed = ("moe_dtype", "num_tokens", "hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size", "moe_ep_size")
-    t = _read(path, (*needed, "latency_ms"))
+    t = _read(path, (*needed, "distribution", "latency_ms"))
+    t = t[(t.moe_ep_size == 1) & (t.distribution != "balanced")]
     return tidy(
         {
             "kind": "moe",
-            "operator": t.get("distribution", ""),
+            "operator": t.distribution,
             "dtype": t.moe_dtype.map(dtype_name),
             "tokens": t.num_tokens,
             "hidden": t.hidden_size,
             "inter": t.inter_size / t.moe_tp_size,
-            "experts_per_token": t.topk / t.moe_ep_size,
-            "experts": t.num_experts / t.moe_ep_size,
+            "experts_per_token": t.topk,
+            "experts": t.num_experts,
             "seconds": t.latency_ms * 1e-3,
         }
     )

@@ -308,7 +308,7 @@ class StepCost:
             elif kind in ("attention_decode", "elementwise", "embedding", "sampling"):
                 totals[_MEMORY] += seconds
             elif kind != "table":
-                rows = shape.emitted if kind == "lm_head" else shape.new_tokens
+                rows = float(shape.emitted if kind == "lm_head" else shape.new_tokens)
                 if kind == "moe":
                     experts = self.model.config
                     rows = rows * experts.num_experts_per_tok / experts.num_experts

@@ -189,6 +189,8 @@ def test_collectives_follow_the_messages_and_scale_with_the_link():
     assert at(4, 1024) == pytest.approx(np.sqrt(2) * 1e-5)
     assert at(2, 2 * 1048576) == pytest.approx(2e-4)
     assert at(2, 1) == pytest.approx(1e-5)
+    many = knots.seconds(LIMITS, {"ranks": 4, "message_bytes": np.array([1024.0, 1048576.0])})
+    assert many.tolist() == pytest.approx([at(4, 1024), at(4, 1048576)])
     slow = Limits.of(Device("slow", "test", 1, 1e12, {"bfloat16": 1e14}, 1, 1, link_bytes_per_s=16e9), "bfloat16")
     assert at(2, 1048576, slow) == pytest.approx(1e-5 + 2 * 9e-5)
     assert set(KEYS["all_reduce"]) == {"ranks", "message_bytes"}

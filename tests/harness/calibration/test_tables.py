@@ -57,15 +57,17 @@ def test_a_generation_step_attends_to_the_cache_and_itself(tmp_path):
     assert (single["kind"], single["context_tokens"]) == ("attention_decode", 1)
 
 
-def test_expert_parallelism_divides_experts_and_visits(tmp_path):
+def test_experts_are_split_by_tensor_parallelism_and_odd_routers_are_left_out(tmp_path):
     path = written(
         tmp_path,
         "h100_sxm_x_moe_perf.csv",
         "moe_dtype,num_tokens,hidden_size,inter_size,topk,num_experts,moe_tp_size,moe_ep_size,distribution,latency_ms",
-        "bfloat16,16,2048,768,8,128,2,4,balanced,0.1",
+        "bfloat16,16,2048,768,8,128,2,1,power_law_1.2,0.1",
+        "bfloat16,16,2048,768,8,128,2,1,balanced,0.1",
+        "bfloat16,16,2048,768,8,128,2,4,power_law_1.2,0.1",
     )
     (row,) = read_table(path).to_dict("records")
-    assert (row["tokens"], row["inter"], row["experts"], row["experts_per_token"]) == (16, 384, 32, 2)
+    assert (row["tokens"], row["inter"], row["experts"], row["experts_per_token"]) == (16, 384, 128, 8)
 
 
 VIDUR = "n_head,n_kv_head,n_embd,n_expanded_embd,vocab_size,use_gated_mlp,num_tokens,num_tensor_parallel_workers"

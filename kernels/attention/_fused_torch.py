@@ -71,7 +71,8 @@ class _Fused(torch.autograd.Function):
         out_BTKGH, lse_BTKG = results[0]
         for other_out, other_lse in results[1:]:
             total_BTKG = torch.logaddexp(lse_BTKG, other_lse)
-            shares = [torch.exp(lse - total_BTKG)[..., None] for lse in (lse_BTKG, other_lse)]
+            shift_BTKG = total_BTKG.masked_fill(total_BTKG == -torch.inf, 0)
+            shares = [torch.exp(lse - shift_BTKG)[..., None] for lse in (lse_BTKG, other_lse)]
             out_BTKGH = (shares[0] * out_BTKGH + shares[1] * other_out).to(q_BTKGH.dtype)
             lse_BTKG = total_BTKG
         ctx.save_for_backward(q_BTKGH, k_BSKH, v_BSKH, out_BTKGH, lse_BTKG)

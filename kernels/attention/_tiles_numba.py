@@ -43,7 +43,8 @@ def forward(
     if out_UKGH.size and k.size:
         tasks = row_tasks(query_starts, q.shape[1], q.shape[2])
         window = window or int(key_starts[-1]) + 1 + q.shape[0]
-        _forward(q, k, v, query_starts, key_starts, causal, window, keep, bias, tasks, out_UKGH, lse_UKG, get_num_threads())
+        threads = worthwhile_threads(q.size * len(k) // max(len(key_starts) - 1, 1))
+        _forward(q, k, v, query_starts, key_starts, causal, window, keep, bias, tasks, out_UKGH, lse_UKG, threads)
     return out_UKGH, lse_UKG
 
 
@@ -73,7 +74,7 @@ def backward(
         window = window or int(key_starts[-1]) + 1 + q.shape[0]
         _backward(
             dout, dlse, out, lse, q, k, v, query_starts, key_starts, causal, window, keep, bias, dq, dk, dv, dbias,
-            get_num_threads(),
+            worthwhile_threads(2 * q.size * len(k) // max(len(key_starts) - 1, 1)),
         )  # fmt: skip
     return dq, dk, dv, dbias
 
@@ -86,7 +87,7 @@ def decode(q_BKGH: Array, k_pages_PCKH: Array, v_pages_PCKH: Array, table_BM: Ar
     lengths = np.maximum(end - first, 0)
     if not out_BKGH.size or not lengths.any():
         return out_BKGH
-    threads = get_num_threads()
+    threads = worthwhile_threads(int(lengths.sum()) * q[0].size)
     part = max(int(lengths.sum()) // (8 * threads) // DECODE_KEYS * DECODE_KEYS, 4 * DECODE_KEYS)
     parts_B = -(-lengths // part)
     slot_starts = np.concatenate([[0], np.cumsum(parts_B)])
@@ -95,6 +96,11 @@ def decode(q_BKGH: Array, k_pages_PCKH: Array, v_pages_PCKH: Array, table_BM: Ar
     tasks = np.stack([request, start, np.minimum(start + part, end[request])], axis=1)
     _decode(q, k, v, np.ascontiguousarray(table_BM, dtype=np.int64), tasks, slot_starts, out_BKGH, threads)
     return out_BKGH
+
+
+def worthwhile_threads(multiply_adds: int) -> int:
+    """One thread for work that ends before a second one has started."""
+    return get_num_threads() if multiply_adds > 500_000 else 1
 
 
 def even_starts(batch: int, tokens: int) -> Array:
@@ -140,6 +146,13 @@ def _forward(  # type: ignore[no-untyped-def]
     key_panels = np.empty(K * blocks * H * wide, dtype=k.dtype)
     value_panels = np.empty(K * blocks * wide * Hp, dtype=k.dtype)
     counters = np.zeros(16, dtype=np.int64)
+    if threads == 1:
+        _pack_worker(k, v, key_starts, block_starts, key_panels, value_panels, counters)
+        _forward_worker(
+            q, key_panels, value_panels, query_starts, key_starts, block_starts, causal, window, keep, bias, tasks,
+            counters[8:], out, lse,
+        )  # fmt: skip
+        return
     for _ in prange(threads):
         _pack_worker(k, v, key_starts, block_starts, key_panels, value_panels, counters)
     for _ in prange(threads):
@@ -311,6 +324,11 @@ def _backward(  # type: ignore[no-untyped-def]
     dout, dlse, out, lse, q, k, v, query_starts, key_starts, causal, window, keep, bias, dq, dk, dv, dbias, threads
 ):
     counter = np.zeros(8, dtype=np.int64)
+    if threads == 1:
+        _backward_worker(
+            dout, dlse, out, lse, q, k, v, query_starts, key_starts, causal, window, keep, bias, dq, dk, dv, dbias, counter
+        )
+        return
     for _ in prange(threads):
         _backward_worker(
             dout, dlse, out, lse, q, k, v, query_starts, key_starts, causal, window, keep, bias, dq, dk, dv, dbias, counter
@@ -439,6 +457,11 @@ def _decode(q, k_pages, v_pages, table, tasks, slot_starts, out, threads):  # ty
     partial = np.empty((slots, K * G * Hp), dtype=q.dtype)
     peaks, totals = np.empty((slots, K * G), dtype=q.dtype), np.empty((slots, K * G), dtype=q.dtype)
     counter = np.zeros(8, dtype=np.int64)
+    if threads == 1:
+        _decode_worker(q, k_pages.ravel(), v_pages.ravel(), k_pages.shape[1], table, tasks, counter, partial, peaks, totals)
+        for b in range(len(q)):
+            _merge(slot_starts[b], slot_starts[b + 1], partial, peaks, totals, out[b])
+        return
     for _ in prange(threads):
         _decode_worker(q, k_pages.ravel(), v_pages.ravel(), k_pages.shape[1], table, tasks, counter, partial, peaks, totals)
     for b in prange(len(q)):

@@ -73,7 +73,7 @@ def flash_decoding_cost(d: Dims) -> Cost:
 FLASH_DECODING = Op(
     reference=flash_decoding,
     cost=flash_decoding_cost,
-    dims={"B": range(1, 4), "S": range(1, 40), "K": range(1, 4), "G": range(1, 5), "H": range(1, 20)},
+    dims={"B": range(1, 3), "S": range(1, 40), "K": range(1, 3), "G": range(1, 5), "H": range(1, 20)},
     shapes={
         "llama-3-8b decode 8k": {"B": 1, "S": 8192, "K": 8, "G": 4, "H": 128},
         "llama-3-8b decode 32k": {"B": 1, "S": 32768, "K": 8, "G": 4, "H": 128},

@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 from numba import njit, prange
 
-from llmlab.kernels.numba_math import SUMMED, exp_down, row_max
+from llmlab.kernels.numba_math import SUMMED, exp_down, maximum, row_max, row_sum
 from llmlab.kernels.twin import twin
 from llmlab.reference.decoding.sampling import SAMPLING, require_options
 
 FEW = 64
 """Candidates left for sorting."""
+STRETCH = 1024
+"""Probabilities summed at once on the way to the token drawn."""
 
 
 @twin(SAMPLING, backend="numba")
@@ -48,12 +50,14 @@ def _row(logits, uniform, temperature, top_k, shares, p):
     V = logits.size
     x = logits / temperature
     if 0 < top_k < V:
-        _drop_above(x, -x, _threshold(-x, p, float(top_k), True))
+        key = -x
+        _drop_above(x, key, _threshold(key, p, float(top_k), True))
     total = _softmax(x, p)
     if not total > 0:  # no distribution: NaN, or all -inf
         return -1
     if top_p < 1:
-        _drop_above(x, -x, _threshold(-x, p, top_p, False))
+        key = -x
+        _drop_above(x, key, _threshold(key, p, top_p, False))
         _softmax(x, p)
     if min_p > 0:
         _drop_below(x, p, p.dtype.type(min_p) * row_max(p), False)
@@ -94,64 +98,82 @@ def _softmax(x, p):
 
 
 @njit(fastmath=SUMMED, error_model="numpy")
-def _reached(key, p, threshold, counting):
-    """How many keys, or how much probability, lies at or below the threshold."""
-    if counting:
-        count = 0
-        for v in range(key.size):
-            count += key[v] <= threshold
-        return float(count)
-    mass = 0.0
+def _row_min(row):
+    least = row.dtype.type(-np.inf)
+    for v in range(row.size):
+        least = maximum(least, -row[v])
+    return -least
+
+
+@njit(fastmath=SUMMED, error_model="numpy")
+def _reached(key, p, threshold):
+    """How much probability, and how many keys, lie at or below the threshold."""
+    mass, count = 0.0, 0
+    nothing = p.dtype.type(0)
     for v in range(key.size):
-        mass += p[v] if key[v] <= threshold else p.dtype.type(0)
-    return mass
+        below = key[v] <= threshold
+        mass += p[v] if below else nothing
+        count += below
+    return mass, count
 
 
 @njit(error_model="numpy")
 def _threshold(key, p, wanted, counting):
-    """The smallest key at or below which `wanted` is reached, the largest finite one where it never is."""
-    low, high = np.inf, -np.inf  # of the finite keys
-    for v in range(key.size):
-        if key[v] < np.inf:
-            low, high = min(low, float(key[v])), max(high, float(key[v]))
-    if not _reached(key, p, key.dtype.type(high), counting) >= wanted:
-        return key.dtype.type(high)
-    if _reached(key, p, key.dtype.type(low), counting) >= wanted:
-        return key.dtype.type(low)
-    below, few = _reached(key, p, key.dtype.type(low), counting), key.size
-    while few > FEW:  # reached(low) < wanted <= reached(high)
-        middle = key.dtype.type(0.5 * (low + high))
+    """The smallest key at or below which `wanted` is reached, infinity where it never is."""
+    low = _row_min(key)
+    mass, low_count = _reached(key, p, low)
+    below = float(low_count) if counting else mass
+    if below >= wanted:
+        return low
+    high, high_count, width = low, low_count, 1.0
+    while True:  # widen until reached(low) < wanted <= reached(high)
+        high = key.dtype.type(float(low) + width)
+        if not high < np.inf:
+            return key.dtype.type(np.inf)
+        mass, high_count = _reached(key, p, high)
+        reached = float(high_count) if counting else mass
+        if reached >= wanted:
+            break
+        low, low_count, below, width = high, high_count, reached, 4 * width
+    base, base_count = 0.0, 0  # what lies below the candidates looked at, once they are few enough to copy
+    while high_count - low_count > FEW:
+        if 8 * (high_count - low_count) < key.size:
+            key, p = _between(key, p, low, high, high_count - low_count)
+            base, base_count = below, low_count
+        middle = key.dtype.type(0.5 * (float(low) + float(high)))
         if not low < middle < high:
             break
-        mass = _reached(key, p, middle, counting)
-        if mass >= wanted:
-            high = float(middle)
+        mass, count = _reached(key, p, middle)
+        count += base_count
+        reached = float(count) if counting else base + mass
+        if reached >= wanted:
+            high, high_count = middle, count
         else:
-            low, below = float(middle), mass
-        few = 0
-        for v in range(key.size):
-            few += (key[v] > low) & (key[v] <= high)
-    between = np.empty(few, key.dtype)
-    weight = np.empty(few, np.float64)
+            low, low_count, below = middle, count, reached
+    key, p = _between(key, p, low, high, high_count - low_count)
+    for i in np.argsort(key):
+        below += 1.0 if counting else p[i]
+        if below >= wanted:
+            return key[i]
+    return high
+
+
+@njit(error_model="numpy")
+def _between(key, p, low, high, count):
+    """Copies of the keys in (low, high] and their probabilities."""
+    keys, weights = np.empty(count, key.dtype), np.empty(count, p.dtype)
     place = 0
     for v in range(key.size):
         if low < key[v] <= high:
-            between[place] = key[v]
-            weight[place] = 1.0 if counting else p[v]
+            keys[place], weights[place] = key[v], p[v]
             place += 1
-    order = np.argsort(between[:place])
-    for i in order:
-        below += weight[i]
-        if below >= wanted:
-            return between[i]
-    return key.dtype.type(high)
+    return keys, weights
 
 
 @njit(error_model="numpy")
 def _drop_above(x, key, threshold):
     for v in range(x.size):
-        if key[v] > threshold:
-            x[v] = -np.inf
+        x[v] = -np.inf if key[v] > threshold else x[v]
 
 
 @njit(error_model="numpy")
@@ -184,13 +206,20 @@ def _distance(p):
 def _draw(p, uniform):
     """The first token whose cumulative probability exceeds uniform: whole stretches first, then inside one."""
     total = 0.0
-    for v in range(p.size):
-        total += p[v]
-    wanted, reached, last = uniform * total, 0.0, -1
-    for v in range(p.size):
+    for first in range(0, p.size, STRETCH):
+        total += row_sum(p[first : first + STRETCH])
+    wanted, reached, first = uniform * total, 0.0, 0
+    while first + STRETCH < p.size:
+        stretch = row_sum(p[first : first + STRETCH])
+        if reached + stretch > wanted:
+            break
+        reached += stretch
+        first += STRETCH
+    for v in range(first, p.size):
         reached += p[v]
-        if p[v] > 0:
-            last = v
         if reached > wanted:
             return v
+    last = p.size - 1
+    while not p[last] > 0:
+        last -= 1
     return last

@@ -1,4 +1,4 @@
-"""Sampling over torch: rows together; a truncation looks at the first thousand candidates and sorts all only if it must."""
+"""Sampling over torch: rows together; a truncation looks at the first thousands of candidates and sorts all only if it must."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from llmlab.kernels.twin import twin
 from llmlab.reference.decoding.sampling import SAMPLING, require_options
 
-FIRST = 1024
+FIRST = (1024, 16384)
 """Candidates looked at before the whole vocabulary is sorted: their mass nearly always reaches p."""
 
 
@@ -58,10 +58,11 @@ def _softmax(x_BV: Tensor) -> Tensor:
 
 def _past_mass(key_BV: Tensor, p_BV: Tensor, mass: float) -> Tensor:
     """Keys above the smallest one up to which the probabilities reach `mass`."""
-    for candidates in (min(FIRST, key_BV.shape[1]), key_BV.shape[1]):
+    V = key_BV.shape[1]
+    for candidates in (*(first for first in FIRST if first < V), V):
         key_BC, order_BC = key_BV.topk(candidates, dim=-1, largest=False)
         reached_BC = p_BV.gather(-1, order_BC).cumsum(dim=-1)
-        if candidates == key_BV.shape[1] or bool((reached_BC[:, -1] >= mass).all()):
+        if candidates == V or bool((reached_BC[:, -1] >= mass).all()):
             break
     last_B1 = (reached_BC < mass).sum(dim=-1, keepdim=True).clamp(max=candidates - 1)
     return key_BV > key_BC.gather(-1, last_B1)

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llmlab.simulator.model.description import load_model
+from llmlab.simulator.serving.deployment import resolve
+from llmlab.simulator.serving.simulate import bound_by
 from llmlab.simulator.workload.workload import Workload
 
 if TYPE_CHECKING:
@@ -30,7 +32,11 @@ def explain(chosen: Point | None, points: Sequence[Point], rejected: Sequence[Ma
         said.append(f"TP{lower[-1]['tensor_parallel']} of {lower[-1]['gpu']} is ruled out by {lower[-1]['reason']}")
     if not said:
         said.append("nothing cheaper was possible: one replica of the smallest group is enough")
-    steps = ", ".join(f"{name} {share:.0%}" for name, share in chosen.summary["bound_by"].items() if share >= 0.005)
+    steps = ", ".join(
+        f"{name} {share:.0%}"
+        for name, share in bound_by(resolve(chosen.deployment).cost, chosen.steps).items()
+        if share >= 0.005
+    )
     said.append(f"busy time of the chosen option is bound by {steps}")
     return "; ".join(said)
 
@@ -38,8 +44,7 @@ def explain(chosen: Point | None, points: Sequence[Point], rejected: Sequence[Ma
 def _cause(point: Point) -> str:
     """Which resource makes an option break its objective."""
     summary = point.summary
-    bound = next(iter(summary["bound_by"]), "compute")
-    resource = {"compute": "compute", "HBM bandwidth": "HBM bandwidth", "network": "network"}.get(bound, bound)
+    resource = next(iter(bound_by(resolve(point.deployment).cost, point.steps)), "compute")
     broken = "; ".join(point.broken) or "the objective"
     queue, ttft = summary["queue_s"]["p99"], summary["ttft_s"]["p99"]
     full = (summary["kv_peak_fraction"] or 0) > 0.97

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from llmlab.reference.errors import InputError
+from llmlab.simulator.cost.batch import BatchShape
 from llmlab.simulator.hardware.profile import load_device
 from llmlab.simulator.model.description import load_model
 from llmlab.simulator.serving.answer import explain, launch_command
@@ -61,6 +62,7 @@ class Point:
         complete: the run went to its end; otherwise its values are those at the moment it was given up.
         ratio: the worst of value / limit over the objective's clauses; at most 1 where it is kept.
         values: every clause's measured value in seconds.
+        steps: some of its steps with their nanoseconds, to tell what binds.
     """
 
     deployment: Deployment
@@ -72,6 +74,7 @@ class Point:
     broken: tuple[str, ...]
     values: Mapping[str, float | None]
     summary: Mapping[str, Any]
+    steps: tuple[tuple[BatchShape, int], ...]
 
     @property
     def order(self) -> tuple[float, float, int, int]:
@@ -99,7 +102,7 @@ class Point:
             "gpus": deployment.devices,
             "max_num_seqs": deployment.max_num_seqs,
             "max_num_batched_tokens": deployment.max_num_batched_tokens,
-            "usd_per_hour": self.usd_per_hour,
+            "usd_per_hour": round(self.usd_per_hour, 6),
             "usd_per_million_output_tokens": summary["usd_per_million_output_tokens"],
             **{f"{name}_s": value for name, value in self.values.items()},
             "utilization": summary["utilization"],
@@ -119,7 +122,9 @@ class Plan:
         points: every option simulated to its end, in order of price.
         rejected: groups dropped by a bound, with the reason.
         binds: what keeps anything cheaper from being enough.
-        robust: whether the answer still keeps the objective when every step takes as long as the calibration allows.
+        robust: whether the answer still keeps the objective when every step takes as long as the calibration allows,
+            `stretch` times as long.
+        safe: the cheapest option found that keeps it then; its figures are those of the slow run.
     """
 
     model: str
@@ -133,6 +138,7 @@ class Plan:
     prices: Mapping[str, Mapping[str, Any]]
     binds: str
     robust: bool | None
+    safe: Point | None
     stretch: float
     command: str
     simulations: int
@@ -205,13 +211,20 @@ class Plan:
             said.append(f"Runner-up: {self.runner_up.label}, {self.runner_up.usd_per_hour:.2f} US$/h.")
         said.append(f"What binds: {self.binds}.")
         holds = "still keeps the objective" if self.robust else "no longer keeps the objective"
-        said.append(f"At the slow end of the calibration (every step x{self.stretch:.2f}) it {holds}.")
+        said.append(f"At the slow end of the calibration (every step x{self.stretch:.2f}) it {holds}{self._instead()}.")
         said += [f"Note: {note}." for note in self.notes]
         said += [
             f"Price of {gpu}: {price['usd_per_hour']:.2f} US$/h ({price['source']})." for gpu, price in self.prices.items()
         ]
         said.append(f"Start each of the {chosen.deployment.replicas} replicas behind a {chosen.deployment.router} router with:")
         return [*said, self.command]
+
+    def _instead(self) -> str:
+        if self.robust:
+            return ""
+        if self.safe is None:
+            return "; nothing that was tried does"
+        return f"; {self.safe.label} at {self.safe.usd_per_hour:.2f} US$/h does"
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionary of everything."""
@@ -224,6 +237,7 @@ class Plan:
             "runner_up": self.runner_up.row() if self.runner_up else None,
             "binds": self.binds,
             "robust": self.robust,
+            "safe": self.safe.row() if self.safe else None,
             "stretch": self.stretch,
             "command": self.command,
             "rows": self.best_rows(),
@@ -254,8 +268,7 @@ def value_of(summary: Mapping[str, Any], target: Target) -> float | None:
 
 def judge(result: SimulationResult, slo: Slo, level: str) -> Point:
     """Turn a run into a point."""
-    summary = result.summary(slo)
-    del summary["wall_s"]  # the only field that differs between equal runs
+    summary = result.metrics(slo)
     values = {f"{target.metric}_{target.statistic}": value_of(summary, target) for target in slo.targets}
     ratios = [value / target.seconds for target, value in zip(slo.targets, values.values()) if value is not None]
     whole = not result.log.refused and not result.log.gave_up
@@ -269,6 +282,7 @@ def judge(result: SimulationResult, slo: Slo, level: str) -> Point:
         broken=tuple(summary["slo_broken"]),
         values=values,
         summary=summary,
+        steps=tuple(result.sampled(16)),
     )
 
 
@@ -520,15 +534,37 @@ class _Search:
                 kept += [point for point in found if point.kept]
         return _two_best(kept)
 
-    def stress(self, chosen: Point | None, seed: int) -> tuple[float, bool | None]:
-        """Run the answer once more with every step as long as the calibration's residuals allow."""
+    def stress(self, chosen: Point | None, seed: int) -> tuple[float, bool | None, Point | None]:
+        """Run the answer with every step as long as the calibration's residuals allow; where it fails, find one that holds.
+
+        The search goes up in price on the busiest stretch and confirms the first that holds on the whole workload.
+        """
         if chosen is None:
-            return 1.0, None
-        deployment = chosen.deployment
-        stretch = simulate(deployment, self.window, seed=seed).step_interval()[1]
-        task = _Task(deployment, "whole", deployment.replicas, deployment.replicas, give_up=1.0, stretch=stretch)
-        self.simulations += 1
-        return stretch, self.run("slow end of the calibration", [task])[0][0].kept
+            return 1.0, None, None
+        stretch = simulate(chosen.deployment, self.window, seed=seed).step_interval()[1]
+
+        def slowly(stage: str, points: Sequence[Point], level: str) -> list[Point]:
+            tasks = [
+                _Task(p.deployment, level, p.deployment.replicas, p.deployment.replicas, give_up=1.0, stretch=stretch)
+                for p in points
+            ]
+            self.simulations += len(tasks)
+            return [found[0] for found in self.run(stage, tasks)]
+
+        answer = slowly("slow end of the calibration", [chosen], "whole")[0]
+        if answer.kept:
+            return stretch, True, chosen
+        best: dict[tuple[tuple[str, int], int], Point] = {}
+        for point in sorted(self.points, key=lambda point: (point.ratio, point.order)):
+            if point.kept and point.usd_per_hour >= chosen.usd_per_hour and point.deployment != chosen.deployment:
+                best.setdefault((point.group, point.deployment.replicas), point)
+        queue = sorted(best.values(), key=lambda point: point.order)
+        for start in range(0, WHOLE_RUNS, 2):
+            tried = slowly("what holds there", queue[start : start + 2], "window")
+            for point in sorted((point for point in tried if point.kept), key=lambda point: point.order):
+                if slowly("what holds there, whole workload", [point], "whole")[0].kept:
+                    return stretch, False, point
+        return stretch, False, None
 
 
 def _two_best(kept: Sequence[Point]) -> tuple[Point | None, Point | None]:
@@ -592,7 +628,7 @@ def plan(
         search.size()
         search.vary()
         chosen, runner_up = search.verify()
-        stretch, robust = search.stress(chosen, seed)
+        stretch, robust, safe = search.stress(chosen, seed)
     points = sorted(search.points, key=lambda point: (*point.order, point.label, point.level))
     return Plan(
         model=load_model(model).name,
@@ -606,6 +642,7 @@ def plan(
         prices=known_prices,
         binds=explain(chosen, points, search.rejected),
         robust=robust,
+        safe=safe,
         stretch=stretch,
         command=launch_command(chosen, workload) if chosen else "",
         simulations=search.simulations,

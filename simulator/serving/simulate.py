@@ -20,6 +20,7 @@ from llmlab.reference.errors import InputError
 from llmlab.reference.files import write_atomic
 from llmlab.reference.serving.router import make_router
 from llmlab.simulator.cost.batch import BatchShape
+from llmlab.simulator.cost.step import StepCost
 from llmlab.simulator.serving import metrics
 from llmlab.simulator.serving.cluster import NEVER, Cluster, Log
 from llmlab.simulator.serving.deployment import Deployment, Site, resolve
@@ -39,6 +40,15 @@ def check_ending(path: str | Path, endings: Sequence[str]) -> None:
     name = Path(path).name
     if not name.endswith(tuple(endings)):
         raise InputError(path, "file name", name, f"must end in {' or '.join(endings)}")
+
+
+def bound_by(cost: StepCost, steps: Sequence[tuple[BatchShape, int]]) -> dict[str, float]:
+    """Part of the steps' time that each resource limits, the largest first."""
+    nanoseconds: dict[str, float] = defaultdict(float)
+    for shape, duration_ns in steps:
+        nanoseconds[cost.binding(shape)] += duration_ns
+    total = sum(nanoseconds.values())
+    return {name: value / total for name, value in sorted(nanoseconds.items(), key=lambda pair: -pair[1])}
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +75,11 @@ class SimulationResult:
         return metrics.request_table(self.workload, self.log)
 
     def summary(self, slo: Slo | None = None) -> dict[str, Any]:
-        """Metrics as one plain dictionary; see `metrics.summarize`."""
+        """Metrics as one plain dictionary, with `bound_by` and `wall_s`; see `metrics.summarize`."""
+        return self.metrics(slo) | {"wall_s": self.wall_s, "bound_by": self.bound_by}
+
+    def metrics(self, slo: Slo | None = None) -> dict[str, Any]:
+        """Metrics alone: equal for equal runs, and quick."""
         device = self.site.profile.device
         return metrics.summarize(
             self.workload,
@@ -77,22 +91,23 @@ class SimulationResult:
             power_w=device.power_w,
             idle_power_w=device.idle_power_w,
             slo=slo,
-        ) | {"wall_s": self.wall_s, "bound_by": self.bound_by}
+        )
+
+    def sampled(self, most: int = 32) -> list[tuple[BatchShape, int]]:
+        """Some of the steps, evenly spaced, with their nanoseconds: pricing one in parts takes milliseconds."""
+        shapes = self.log.sample.shapes
+        return shapes[:: max(1, -(-len(shapes) // most))]
 
     @cached_property
     def bound_by(self) -> dict[str, float]:
         """Part of the busy time spent in steps that each resource limits, from a sample of the steps."""
-        seconds: dict[str, float] = defaultdict(float)
-        for shape, duration_ns in self.log.sample.shapes:
-            seconds[self.site.cost.binding(shape)] += duration_ns
-        total = sum(seconds.values())
-        return {name: value / total for name, value in sorted(seconds.items(), key=lambda pair: -pair[1])}
+        return bound_by(self.site.cost, self.sampled())
 
     @cached_property
     def breakdown(self) -> dict[str, float]:
         """Part of the busy time by kind of operator, from a sample of the steps."""
         seconds: dict[str, float] = defaultdict(float)
-        for shape, _ in self.log.sample.shapes:
+        for shape, _ in self.sampled():
             for kind, part in self.site.cost.breakdown(shape).items():
                 seconds[kind] += part
         total = sum(seconds.values())
@@ -100,10 +115,11 @@ class SimulationResult:
 
     def step_interval(self, low: str = "0.05", high: str = "0.95") -> tuple[float, float]:
         """Factors between which the real durations should lie, from the calibration's residuals, weighted by time."""
-        if not self.log.sample.shapes:
+        steps = self.sampled()
+        if not steps:
             return 1.0, 1.0
-        factors = np.array([self.site.cost.interval(shape, low, high) for shape, _ in self.log.sample.shapes])
-        weights = np.array([duration_ns for _, duration_ns in self.log.sample.shapes], dtype=float)
+        factors = np.array([self.site.cost.interval(shape, low, high) for shape, _ in steps])
+        weights = np.array([duration_ns for _, duration_ns in steps], dtype=float)
         lower, upper = np.average(factors, axis=0, weights=weights)
         return float(lower), float(upper)
 

@@ -55,6 +55,14 @@ def test_the_answer_keeps_the_objective_when_simulated_again(found):
     assert summary["ttft_s"]["p99"] == found.chosen.values["ttft_p99"]
 
 
+def test_the_safe_option_keeps_the_objective_at_the_slow_end(found):
+    assert found.stretch > 1
+    slowly = simulate(found.chosen.deployment, load(60), stretch=found.stretch)
+    assert slowly.summary(SLO)["slo_met"] == found.robust
+    assert simulate(found.safe.deployment, load(60), stretch=found.stretch).summary(SLO)["slo_met"]
+    assert found.safe.usd_per_hour >= found.chosen.usd_per_hour
+
+
 def test_the_runner_up_costs_no_less_and_differs(found):
     assert found.runner_up.usd_per_hour >= found.chosen.usd_per_hour
     assert (found.runner_up.group, found.runner_up.deployment.replicas) != (

@@ -5,7 +5,8 @@ read a vector at a time. Its size follows the machine's vector width; callers pa
 
     scores = tile(q, keys transposed)          TILE_ROWS rows, lanes(dtype) * TILE_VECTORS columns
 
-All arrays are one-dimensional and contiguous, positions and strides count elements, nothing is checked.
+All arrays are one-dimensional and contiguous, positions and strides count elements, nothing is checked. Numba's cache on
+disk does not notice a change in this file: touch the files that use it.
 """
 
 from __future__ import annotations

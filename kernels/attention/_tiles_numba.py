@@ -5,13 +5,20 @@ Forward and backward pack keys and values into panels as wide as a register tile
 products from registers and keep softmax's running maximum and sum per row; a row is one query head of one token, so that
 the G heads that share keys share their panels. Decode reads keys and values where they lie, once, split over the cores.
 
-Threads take (sequence, key head, block of rows) tasks from a shared counter, longest first within a head.
+Threads take (sequence, key head, block of rows) tasks from a shared counter, longest first within a head. They are plain
+threads around compiled loops that hold no lock: compiling Numba's own parallel loops around these takes as long again.
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any
+
 import numpy as np
-from numba import get_num_threads, njit, prange
+from numba import get_num_threads, njit
 
 from llmlab.kernels.numba_math import EXACT, exp_down, row_max, row_sum
 from llmlab.kernels.register_tile import TILE_ROWS, TILE_VECTORS, add_rows, add_tiles, dots, fill_tile, lanes, take
@@ -40,11 +47,23 @@ def forward(
         q_UKGH, k_WKH, v_WKH, query_starts_Z, key_starts_Z, keep_W, bias_KTS
     )
     out_UKGH, lse_UKG = np.zeros_like(q), np.full(q.shape[:3], -np.inf, q.dtype)
-    if out_UKGH.size and k.size:
-        tasks = row_tasks(query_starts, q.shape[1], q.shape[2])
-        window = window or int(key_starts[-1]) + 1 + q.shape[0]
-        threads = worthwhile_threads(q.size * len(k) // max(len(key_starts) - 1, 1))
-        _forward(q, k, v, query_starts, key_starts, causal, window, keep, bias, tasks, out_UKGH, lse_UKG, threads)
+    if not out_UKGH.size or not k.size:
+        return out_UKGH, lse_UKG
+    K, H = k.shape[1:]
+    wide, Hp = panel_keys(k.dtype), padded_width(H, k.dtype)
+    blocks_of = -(-np.diff(key_starts) // wide)
+    block_starts = np.concatenate([[0], np.cumsum(blocks_of)])
+    blocks = int(block_starts[-1])
+    sequence_of = np.repeat(np.arange(len(blocks_of)), blocks_of)
+    key_panels, value_panels = np.empty(K * blocks * H * wide, k.dtype), np.empty(K * blocks * wide * Hp, k.dtype)
+    tasks = row_tasks(query_starts, K, q.shape[2])
+    window = window or int(key_starts[-1]) + 1 + len(q)
+    threads = worthwhile_threads(q.size * len(k) // max(len(key_starts) - 1, 1))
+    together(threads, _pack, k, v, key_starts, block_starts, sequence_of, key_panels, value_panels, counter())
+    together(
+        threads, _forward, q, key_panels, value_panels, query_starts, key_starts, block_starts, causal, window, keep, bias,
+        tasks, counter(), out_UKGH, lse_UKG,
+    )  # fmt: skip
     return out_UKGH, lse_UKG
 
 
@@ -71,10 +90,11 @@ def backward(
     dlse = np.zeros_like(lse) if dlse_UKG is None else np.ascontiguousarray(dlse_UKG)
     dq, dk, dv, dbias = np.zeros_like(q), np.zeros_like(k), np.zeros_like(v), np.zeros_like(bias)
     if q.size and k.size:
-        window = window or int(key_starts[-1]) + 1 + q.shape[0]
-        _backward(
-            dout, dlse, out, lse, q, k, v, query_starts, key_starts, causal, window, keep, bias, dq, dk, dv, dbias,
-            worthwhile_threads(2 * q.size * len(k) // max(len(key_starts) - 1, 1)),
+        window = window or int(key_starts[-1]) + 1 + len(q)
+        threads = worthwhile_threads(2 * q.size * len(k) // max(len(key_starts) - 1, 1))
+        together(
+            threads, _backward, dout, dlse, out, lse, q, k, v, query_starts, key_starts, causal, window, keep, bias,
+            dq, dk, dv, dbias, counter(),
         )  # fmt: skip
     return dq, dk, dv, dbias
 
@@ -94,13 +114,46 @@ def decode(q_BKGH: Array, k_pages_PCKH: Array, v_pages_PCKH: Array, table_BM: Ar
     request = np.repeat(np.arange(len(q)), parts_B)
     start = first[request] + (np.arange(len(request)) - slot_starts[request]) * part
     tasks = np.stack([request, start, np.minimum(start + part, end[request])], axis=1)
-    _decode(q, k, v, np.ascontiguousarray(table_BM, dtype=np.int64), tasks, slot_starts, out_BKGH, threads)
+    K, G, H = q.shape[1:]
+    table = np.ascontiguousarray(table_BM, dtype=np.int64)
+    partial = np.empty((len(tasks), K * G * padded_width(H, q.dtype)), q.dtype)
+    peaks, totals = np.empty((len(tasks), K * G), q.dtype), np.empty((len(tasks), K * G), q.dtype)
+    together(threads, _decode, q, k.reshape(-1), v.reshape(-1), k.shape[1], table, tasks, counter(), partial, peaks, totals)
+    _merge(slot_starts, partial, peaks, totals, out_BKGH)
     return out_BKGH
 
 
 def worthwhile_threads(multiply_adds: int) -> int:
     """One thread for work that ends before a second one has started."""
     return get_num_threads() if multiply_adds > 500_000 else 1
+
+
+def together(threads: int, loop: Callable[..., None], *arguments: Any) -> None:
+    """Run a compiled loop on several threads at once; it divides its tasks among them by the counter it is given."""
+    others = [_pool(os.getpid()).submit(loop, *arguments) for _ in range(threads - 1)]
+    loop(*arguments)
+    for other in others:
+        other.result()
+
+
+@cache
+def _pool(process: int) -> ThreadPoolExecutor:  # threads do not survive a fork, so each process has its own
+    return ThreadPoolExecutor(max_workers=max(os.cpu_count() or 1, 2), thread_name_prefix="attention")
+
+
+def counter() -> Array:
+    """A task counter at zero, on a cache line of its own."""
+    return np.zeros(16, dtype=np.int64)
+
+
+def panel_keys(dtype: Any) -> int:
+    """Keys of a panel: as many as a register tile has columns."""
+    return lanes(dtype) * TILE_VECTORS
+
+
+def padded_width(H: int, dtype: Any) -> int:
+    """Head width rounded up to whole vectors."""
+    return -(-H // lanes(dtype)) * lanes(dtype)
 
 
 def even_starts(batch: int, tokens: int) -> Array:
@@ -131,56 +184,23 @@ def _padded(width, lane):  # type: ignore[no-untyped-def]
     return (width + lane - 1) // lane * lane
 
 
-@njit(cache=True, parallel=True, error_model="numpy")
-def _forward(  # type: ignore[no-untyped-def]
-    q, k, v, query_starts, key_starts, causal, window, keep, bias, tasks, out, lse, threads
-):
-    K, H = k.shape[1], k.shape[2]
-    lane = lanes(k)
-    wide, Hp = lane * TILE_VECTORS, _padded(H, lane)
-    sequences = len(key_starts) - 1
-    block_starts = np.zeros(sequences + 1, dtype=np.int64)
-    for i in range(sequences):
-        block_starts[i + 1] = block_starts[i] + (key_starts[i + 1] - key_starts[i] + wide - 1) // wide
-    blocks = block_starts[sequences]
-    key_panels = np.empty(K * blocks * H * wide, dtype=k.dtype)
-    value_panels = np.empty(K * blocks * wide * Hp, dtype=k.dtype)
-    counters = np.zeros(16, dtype=np.int64)
-    if threads == 1:
-        _pack_worker(k, v, key_starts, block_starts, key_panels, value_panels, counters)
-        _forward_worker(
-            q, key_panels, value_panels, query_starts, key_starts, block_starts, causal, window, keep, bias, tasks,
-            counters[8:], out, lse,
-        )  # fmt: skip
-        return
-    for _ in prange(threads):
-        _pack_worker(k, v, key_starts, block_starts, key_panels, value_panels, counters)
-    for _ in prange(threads):
-        _forward_worker(
-            q, key_panels, value_panels, query_starts, key_starts, block_starts, causal, window, keep, bias, tasks,
-            counters[8:], out, lse,
-        )  # fmt: skip
-
-
-@njit(cache=True, error_model="numpy")
-def _pack_worker(k, v, key_starts, block_starts, key_panels, value_panels, counter):  # type: ignore[no-untyped-def]
+@njit(cache=True, nogil=True, error_model="numpy")
+def _pack(k, v, key_starts, block_starts, sequence_of, key_panels, value_panels, counter):  # type: ignore[no-untyped-def]
     """Keys of a block transposed, (H, wide); values as they are, (wide, padded H); zeros past the end."""
     K, H = k.shape[1], k.shape[2]
     lane = lanes(k)
     wide, Hp = lane * TILE_VECTORS, _padded(H, lane)
-    sequences = len(key_starts) - 1
-    blocks = block_starts[sequences]
+    blocks = len(sequence_of)
     while True:
         task = take(counter)
         if task >= blocks:
             return
-        i = np.searchsorted(block_starts, task, side="right") - 1
+        i = sequence_of[task]
         base = key_starts[i] + (task - block_starts[i]) * wide
         n = min(wide, key_starts[i + 1] - base)
         for head in range(K):
             at = (head * blocks + task) * H * wide
-            panel = key_panels[at : at + H * wide]
-            _transpose(k, base, head, n, panel, wide)
+            _transpose(k, base, head, n, key_panels[at : at + H * wide], wide)
             at = (head * blocks + task) * wide * Hp
             _copy_rows(v, base, head, n, value_panels[at : at + wide * Hp], wide, Hp)
 
@@ -249,8 +269,8 @@ def _online_softmax(row, i, peak, total, shrink):  # type: ignore[no-untyped-def
     peak[i] = new_peak
 
 
-@njit(cache=True, error_model="numpy", fastmath=EXACT)
-def _forward_worker(  # type: ignore[no-untyped-def]
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=EXACT)
+def _forward(  # type: ignore[no-untyped-def]
     q, key_panels, value_panels, query_starts, key_starts, block_starts, causal, window, keep, bias, tasks, counter, out, lse
 ):
     G, H = q.shape[2], q.shape[3]
@@ -319,24 +339,8 @@ def _forward_worker(  # type: ignore[no-untyped-def]
             lse[u, head, g] = peak[i] + np.log(total[i])
 
 
-@njit(cache=True, parallel=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def _backward(  # type: ignore[no-untyped-def]
-    dout, dlse, out, lse, q, k, v, query_starts, key_starts, causal, window, keep, bias, dq, dk, dv, dbias, threads
-):
-    counter = np.zeros(8, dtype=np.int64)
-    if threads == 1:
-        _backward_worker(
-            dout, dlse, out, lse, q, k, v, query_starts, key_starts, causal, window, keep, bias, dq, dk, dv, dbias, counter
-        )
-        return
-    for _ in prange(threads):
-        _backward_worker(
-            dout, dlse, out, lse, q, k, v, query_starts, key_starts, causal, window, keep, bias, dq, dk, dv, dbias, counter
-        )
-
-
-@njit(cache=True, error_model="numpy")
-def _backward_worker(  # type: ignore[no-untyped-def]
     dout, dlse, out, lse, q, k, v, query_starts, key_starts, causal, window, keep, bias, dq, dk, dv, dbias, counter
 ):
     """One (sequence, key head) at a time, or one head over all sequences where a bias sums over them."""
@@ -449,47 +453,31 @@ def _head_backward(  # type: ignore[no-untyped-def]
             to_dq[h] = all_dq[r * Hp + h] * scale
 
 
-@njit(cache=True, parallel=True, error_model="numpy")
-def _decode(q, k_pages, v_pages, table, tasks, slot_starts, out, threads):  # type: ignore[no-untyped-def]
-    K, G, H = q.shape[1], q.shape[2], q.shape[3]
-    Hp = _padded(H, lanes(q))
-    slots = len(tasks)
-    partial = np.empty((slots, K * G * Hp), dtype=q.dtype)
-    peaks, totals = np.empty((slots, K * G), dtype=q.dtype), np.empty((slots, K * G), dtype=q.dtype)
-    counter = np.zeros(8, dtype=np.int64)
-    if threads == 1:
-        _decode_worker(q, k_pages.ravel(), v_pages.ravel(), k_pages.shape[1], table, tasks, counter, partial, peaks, totals)
-        for b in range(len(q)):
-            _merge(slot_starts[b], slot_starts[b + 1], partial, peaks, totals, out[b])
-        return
-    for _ in prange(threads):
-        _decode_worker(q, k_pages.ravel(), v_pages.ravel(), k_pages.shape[1], table, tasks, counter, partial, peaks, totals)
-    for b in prange(len(q)):
-        _merge(slot_starts[b], slot_starts[b + 1], partial, peaks, totals, out[b])
-
-
 @njit(cache=True, error_model="numpy", fastmath=EXACT)
-def _merge(start, end, partial, peaks, totals, out):  # type: ignore[no-untyped-def]
-    """Weigh the parts of one request by their share of the whole sum of exponentials."""
-    K, G, H = out.shape
+def _merge(slot_starts, partial, peaks, totals, out):  # type: ignore[no-untyped-def]
+    """Weigh the parts of each request by their share of the whole sum of exponentials."""
+    K, G, H = out.shape[1], out.shape[2], out.shape[3]
     Hp = partial.shape[1] // (K * G)
-    for row in range(K * G):
-        peak, total = out.dtype.type(-np.inf), out.dtype.type(0)
-        for slot in range(start, end):
-            peak = peaks[slot, row] if not peaks[slot, row] <= peak else peak
-        target = out[row // G, row % G]
-        for slot in range(start, end):
-            share = exp_down(peaks[slot, row] - peak) if peak != -np.inf else out.dtype.type(0)
-            total += share * totals[slot, row]
-            for h in range(H):
-                target[h] += share * partial[slot, row * Hp + h]
-        if total != 0:
-            for h in range(H):
-                target[h] /= total
+    zero = out.dtype.type(0)
+    for b in range(len(out)):
+        start, end = slot_starts[b], slot_starts[b + 1]
+        for row in range(K * G):
+            peak, total = out.dtype.type(-np.inf), zero
+            for slot in range(start, end):
+                peak = peaks[slot, row] if not peaks[slot, row] <= peak else peak
+            target = out[b, row // G, row % G]
+            for slot in range(start, end):
+                share = exp_down(peaks[slot, row] - peak) if peak != -np.inf else zero
+                total += share * totals[slot, row]
+                for h in range(H):
+                    target[h] += share * partial[slot, row * Hp + h]
+            if total != 0:
+                for h in range(H):
+                    target[h] /= total
 
 
-@njit(cache=True, error_model="numpy", fastmath=EXACT)
-def _decode_worker(  # type: ignore[no-untyped-def]
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=EXACT)
+def _decode(  # type: ignore[no-untyped-def]
     q, k, v, C, table, tasks, counter, partial, peaks, totals
 ):
     K, G, H = q.shape[1], q.shape[2], q.shape[3]

@@ -2,7 +2,7 @@
 
     python -m llmlab.harness.validation.fit_engines FOLDER      FOLDER holds the tables of measured rows
 
-Per engine at most four constants are fitted, the same for every model, device, parallelism and load. Rows are chosen evenly
+Per engine at most five constants are fitted, the same for every model, device, parallelism and load. Rows are chosen evenly
 over (model, device, parallelism, dtype) so that a large table does not outvote a small one; the loss is robust (soft L1 on
 log(predicted / measured)). What the constants leave over gives the prediction intervals: quantiles of measured / predicted
 per metric and load mode, over all rows, with the coverage each source would have had from the other sources' residuals alone.
@@ -38,9 +38,9 @@ FREE: Mapping[str, tuple[str, ...]] = {
     "vllm-v0": ("host_step_s", "host_request_step_s"),
     "vllm-2023": ("host_step_s", "launch_s"),
     "sglang": ("host_step_s", "host_request_step_s"),
-    "trtllm": ("host_step_s", "host_request_step_s", "host_request_s"),
+    "trtllm": ("host_request_step_s", "kernel_gap_s", "collective_gap_s", "decode_key_core_s", "elementwise_share"),
     "trtllm-v1": ("host_step_s", "host_request_step_s", "host_request_s"),
-    "nim": ("host_step_s", "host_request_step_s", "host_request_s"),
+    "nim": ("host_request_step_s", "kernel_gap_s", "collective_gap_s", "decode_key_core_s", "host_request_s"),
     "turbomind": ("host_step_s", "host_request_step_s", "host_request_s"),
 }
 BOUNDS = {
@@ -48,9 +48,13 @@ BOUNDS = {
     "host_request_step_s": (1e-8, 1e-3),
     "host_request_s": (1e-5, 100e-3),
     "launch_s": (5e-7, 60e-6),
+    "kernel_gap_s": (1e-8, 10e-6),
+    "collective_gap_s": (1e-8, 60e-6),
+    "decode_key_core_s": (1e-9, 2e-7),
+    "elementwise_share": (0.2, 1.5),
 }
-ROWS_PER_GROUP = 6
-HEAVIEST = 4e5
+ROWS_PER_GROUP = 4
+HEAVIEST = 2e5
 """Rows whose load holds more tokens than this are left to the check: they would take most of the fit's time."""
 
 
@@ -112,7 +116,7 @@ def fit(key: str, rows: Sequence[MeasuredRow], pool: ProcessPoolExecutor) -> tup
     low, high = (np.log([BOUNDS[name][side] for name in free]) for side in (0, 1))
     first = np.clip(np.log([max(getattr(start, name), BOUNDS[name][0]) for name in free]), low + 1e-6, high - 1e-6)
     found = least_squares(
-        residuals, first, bounds=(low, high), loss="soft_l1", f_scale=0.1, diff_step=0.05, xtol=2e-3, ftol=1e-3, max_nfev=15
+        residuals, first, bounds=(low, high), loss="soft_l1", f_scale=0.1, diff_step=0.05, xtol=2e-3, ftol=1e-3, max_nfev=6
     )
     engine = engine_of(found.x)
     left = residuals(found.x)

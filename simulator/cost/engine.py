@@ -25,8 +25,11 @@ class EngineModel:
         graph_launch_s: host time to replay a captured step.
         kernel_gap_s: the device idles this long between two dependent kernels of a step; operators timed alone do not show it.
         collective_gap_s: what a collective of the step takes beyond one timed alone: the ranks arrive apart.
-        decode_key_core_s: multiprocessor-seconds that decode attention spends per query head and key (of width 128), for
-            engines whose decode kernel computes on ordinary cores; 0 where the device's curves say all.
+        decode_key_core_s: multiprocessor-seconds that decode attention spends per key/value head and key (of width 128) where
+            query heads share it, for engines with a decode kernel of their own; 0 where the device's curves say all.
+        decode_bandwidth: fraction of the memory's bandwidth that kernel reaches.
+        prefill_from_cache: attention of a prompt reads keys and values in the cache's dtype; else as just computed, 16 bits.
+        elementwise_share: part of the time of norms, rotations and activations that fusing them into their neighbours leaves.
         scheduling_lag_steps: steps between a request being ready and the step that first computes it (asynchronous scheduling).
         max_num_seqs, max_num_batched_tokens: the engine's own defaults.
     """
@@ -42,6 +45,9 @@ class EngineModel:
     kernel_gap_s: float = 0.0
     collective_gap_s: float = 0.0
     decode_key_core_s: float = 0.0
+    decode_bandwidth: float = 0.85
+    prefill_from_cache: bool = True
+    elementwise_share: float = 1.0
     scheduling_lag_steps: float = 0.0
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 8192
@@ -56,6 +62,7 @@ class EngineModel:
             "kernel_gap_s",
             "collective_gap_s",
             "decode_key_core_s",
+            "elementwise_share",
             "scheduling_lag_steps",
         ):
             value = getattr(self, key)

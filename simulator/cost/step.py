@@ -35,6 +35,9 @@ TABLE_ROWS = 1024
 """Row counts up to this are tabulated one by one; above, every 32 up to 8192 and by a factor 2**(1/16) beyond, a straight
 line between."""
 
+DECODE_LAUNCH_S = 8.0e-6
+"""Start and end of a decode kernel that is no curve's: about what those of the curves take."""
+
 _COMPUTE, _MEMORY, _NETWORK, _HOST = "compute", "HBM bandwidth", "network", "host"
 
 
@@ -111,7 +114,8 @@ class StepCost:
             _Priced(operator, *self._curve(operator, wide)) for operator in operators if not isinstance(operator, Attention)
         ]
         self._attention = [operator for operator in operators if isinstance(operator, Attention)]
-        self._prefill_curve = profile.curve("attention_prefill", wide, self.kv_dtype)
+        self._prompt_kv = self.kv_dtype if self.engine.prefill_from_cache else wide
+        self._prefill_curve = profile.curve("attention_prefill", wide, self._prompt_kv)
         self._decode_curve = profile.curve("attention_decode", wide, self.kv_dtype)
         limits = profile.limits(wide, self.kv_dtype)
         if model.weight_bytes(tensor_parallel, self.weight_dtype) > limits.cache_bytes:
@@ -145,8 +149,8 @@ class StepCost:
         """Layers, head counts, and the curves of prefill and decode of one group of equal layers."""
         columns = {"heads": group.heads, "kv_heads": group.kv_heads, "head_width": group.head_width, "window": group.window}
         suffix = "_windowed" if group.window else ""
-        curves = (self.profile.curve(kind + suffix, wide, self.kv_dtype) for kind in ("attention_prefill", "attention_decode"))
-        return (group.count, columns, *curves)  # type: ignore[return-value]
+        prefill = self.profile.curve("attention_prefill" + suffix, wide, self._prompt_kv)
+        return group.count, columns, prefill, self.profile.curve("attention_decode" + suffix, wide, self.kv_dtype)
 
     def _curve(self, operator: Operator, wide: str) -> tuple[Curve, str]:
         profile = self.profile
@@ -182,7 +186,8 @@ class StepCost:
         parameters = priced.curve.parameters
         if "launch_floor_s" in parameters:  # the host's launches are the engine's, and priced there
             parameters = {**parameters, "launch_floor_s": 1e-12}
-        return np.asarray(FORMS[priced.curve.form].seconds(parameters, limits, columns, np)) * operator.count
+        times = operator.count * (self.engine.elementwise_share if priced.kind == "elementwise" else 1.0)
+        return np.asarray(FORMS[priced.curve.form].seconds(parameters, limits, columns, np)) * times
 
     def _table(self, which: str) -> np.ndarray:
         rows = _GRID.astype(float)
@@ -237,16 +242,23 @@ class StepCost:
             contexts, total = np.array(_CONTEXTS), np.zeros(len(_CONTEXTS))
             for count, heads, _, curve in self._groups:
                 columns = {"batch": float(batch), "context_tokens": contexts, **heads}
-                seconds = np.asarray(curve.seconds(self._attention_limits, columns))
                 if self.engine.decode_key_core_s:
-                    seen = np.minimum(contexts, heads["window"] or np.inf)
-                    keys = batch * seen * heads["heads"] * heads["head_width"] / 128
-                    seconds = np.maximum(seconds, self.engine.decode_key_core_s * keys / self.profile.device.cores)
-                total += count * seconds
+                    total += count * self._plain_decode_s(batch, contexts, heads)
+                else:
+                    total += count * np.asarray(curve.seconds(self._attention_limits, columns))
             table = self._decode_tables[batch] = np.maximum.accumulate(total).tolist()
         place = min(int(8.0 * math.log2(context)), len(_CONTEXTS) - 2) if context > 1.0 else 0
         left, low = _CONTEXTS[place], table[place]
         return low + (table[place + 1] - low) * (context - left) / (_CONTEXTS[place + 1] - left)
+
+    def _plain_decode_s(self, batch: int, contexts: np.ndarray, heads: Mapping[str, int]) -> np.ndarray:
+        """One layer of decode attention by the engine's own kernel: a start, then reading the cache or its work per key."""
+        engine, limits = self.engine, self._attention_limits
+        keys = batch * np.minimum(contexts, heads["window"] or np.inf)
+        read = 2.0 * limits.kv_bytes * keys * heads["kv_heads"] * heads["head_width"]
+        shared = heads["heads"] > heads["kv_heads"]
+        compute_s = shared * engine.decode_key_core_s * keys * heads["kv_heads"] * heads["head_width"] / 128 / limits.cores
+        return DECODE_LAUNCH_S + np.maximum(read / (limits.bytes_per_s * engine.decode_bandwidth), compute_s)
 
     def device_s(self, shape: BatchShape) -> float:
         """Seconds the devices compute and communicate."""

@@ -171,7 +171,7 @@ class ModelConfig:
 
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of all weights by their Hugging Face name; a tied output matrix is not repeated."""
-        shapes = {"model.embed_tokens.weight": (self.vocab_size, self.hidden_size)}
+        shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab_size, self.hidden_size)}
         for layer in range(self.num_hidden_layers):
             shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in self.layer_shapes(layer).items()}
         shapes["model.norm.weight"] = (self.hidden_size,)
@@ -384,9 +384,8 @@ def _experts(f: _Fields, model_type: str, layers: int, qwen: bool) -> dict[str, 
     k = f.count("num_experts_per_tok")
     if k > E:
         raise InputError(f.where, "num_experts_per_tok", k, f"must be at most {field}={E}")
-    if not qwen:
-        width, step, dense = f.count("intermediate_size"), 1, ()
-    else:
+    width, step, dense = f.count("intermediate_size"), 1, []
+    if qwen:
         width, step = f.count("moe_intermediate_size"), f.count("decoder_sparse_step", 1)
         dense = f.d.get("mlp_only_layers") or []
         if not isinstance(dense, list) or not all(isinstance(layer, int) and 0 <= layer < layers for layer in dense):

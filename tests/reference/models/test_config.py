@@ -1,11 +1,14 @@
 """What holds of a description of an architecture, whichever file it came from."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from llmlab.reference.errors import InputError
 from llmlab.reference.models._config import MODEL_TYPES, ModelConfig, Rope
@@ -121,6 +124,26 @@ def test_a_wrong_field_is_named_with_its_file_and_value(case: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+FIELDS = sorted({field for change, _ in BAD.values() for field in change} | set(SIZES) | {"bos_token_id", "sliding_window"})
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["rope_type", "type", "factor", "x"]), inner),
+    max_leaves=4,
+)
+
+
+@settings(max_examples=200)
+@given(st.sampled_from(MODEL_TYPES), st.dictionaries(st.sampled_from(FIELDS), ANYTHING, min_size=1, max_size=3))
+def test_whatever_a_field_holds_the_complaint_is_an_input_error(model_type: str, change: dict[str, Any]) -> None:
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8}
+    try:
+        config = ModelConfig.from_dict(LLAMA | experts | {"model_type": model_type} | change)
+    except InputError:
+        return
+    assert config.num_parameters > 0
+    assert sum(math.prod(shape) for shape in config.weight_shapes().values()) == config.num_parameters
+
+
 FILES: dict[str, Callable[[Path], Any]] = {
     "truncated": lambda path: path.write_text(json.dumps(LLAMA)[:40]),
     "empty": lambda path: path.write_text(""),
@@ -175,9 +198,9 @@ def test_every_preset_is_found_by_any_spelling() -> None:
         assert config is not None
         assert config.model_type in MODEL_TYPES
         assert preset(name.partition("/")[2].upper()) == config.renamed(name.partition("/")[2].upper())
-    assert preset("meta-llama/Llama-2-70b-chat-hf") == preset("meta-llama/Llama-2-70b").renamed(
-        "meta-llama/Llama-2-70b-chat-hf"
-    )  # type: ignore[union-attr]
+    base = preset("meta-llama/Llama-2-70b")
+    assert base is not None
+    assert preset("meta-llama/Llama-2-70b-chat-hf") == base.renamed("meta-llama/Llama-2-70b-chat-hf")
     assert preset("nobody/nothing") is None
 
 

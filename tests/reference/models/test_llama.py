@@ -169,13 +169,17 @@ def test_work_of_a_real_run_is_counted() -> None:
 def test_safetensors_files_read_as_the_library_writes_them(tmp_path: Path) -> None:
     safetensors = pytest.importorskip("safetensors.numpy", reason="needs safetensors")
     rng = np.random.default_rng(0)
-    first = {"a": rng.standard_normal((3, 5)).astype(np.float32), "b": np.arange(4), "none": np.zeros((0, 2), np.float16)}
+    first: dict[str, np.ndarray] = {
+        "a": rng.standard_normal((3, 5)).astype(np.float32),
+        "b": np.arange(4),
+        "none": np.zeros((0, 2), np.float16),
+    }
     second = {"c": rng.standard_normal(7).astype(np.float16)}
     safetensors.save_file(first, tmp_path / "model-1.safetensors")
     safetensors.save_file(second, tmp_path / "model-2.safetensors")
     read = load_safetensors(tmp_path)
     assert read.keys() == {"a", "b", "c", "none"}
-    written: dict[str, np.ndarray] = {**first, **second}
+    written = {**first, **second}
     for name, array in written.items():
         np.testing.assert_array_equal(read[name], array)
         assert read[name].dtype == array.dtype

@@ -377,8 +377,16 @@ def validate_here_command(
     from llmlab.harness.validation.here import tables, validate_here
 
     with progress_bar("engine") as advance:
-        options = {"trace": trace, "seed": seed, "threads": threads, "device": device, "model": model, "profile": profile}
-        result = validate_here(quick=quick, progress=advance, **options)
+        result = validate_here(
+            quick=quick,
+            progress=advance,
+            trace=trace,
+            seed=seed,
+            threads=threads,
+            device=device,
+            model=model,
+            profile=profile,
+        )
     if json_output:
         emit(result)
     else:

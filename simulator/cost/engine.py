@@ -93,7 +93,7 @@ def read_engines(path: str | Path) -> dict[str, tuple[EngineModel, tuple[str, ..
         raise InputError(path, "", path.name, f"cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
         raise InputError(path, "", type(records).__name__, "expected a list of engines")
-    kinds = {item.name: type(item.default) for item in fields(EngineModel)}
+    kinds: dict[str, Any] = {item.name: type(item.default) for item in fields(EngineModel)}
     found = {}
     for record in records:
         aliases, fit = record.pop("aliases", []), record.pop("fit", {})

@@ -81,8 +81,8 @@ class Effort:
     simulations: int
 
 
-FULL = Effort(60.0, (0.1, 0.3, 0.5, 0.7, 1.3), 25.0, 16, 40)
-QUICK = Effort(25.0, (0.15, 0.5, 1.3), 14.0, 10, 30)
+FULL = Effort(50.0, (0.15, 0.35, 0.55, 0.7, 1.3), 25.0, 10, 40)
+QUICK = Effort(22.0, (0.2, 0.5, 1.3), 14.0, 8, 30)
 
 
 def validate_here(

@@ -54,7 +54,7 @@ BOUNDS = {
     "elementwise_share": (0.2, 1.5),
 }
 ROWS_PER_GROUP = 4
-HEAVIEST = 2e5
+HEAVIEST = 1e5
 """Rows whose load holds more tokens than this are left to the check: they would take most of the fit's time."""
 
 
@@ -63,7 +63,9 @@ def usable(rows: Sequence[MeasuredRow]) -> dict[str, list[MeasuredRow]]:
     found: dict[str, list[MeasuredRow]] = {}
     for row in rows:
         try:
-            key = load_engine(resolve_engine(row.text("engine"), row.text("engine_version")).key).name
+            key = load_engine(
+                resolve_engine(row.text("engine"), row.text("engine_version"), row.text("measured_date")).key
+            ).name
             if row.scored and resolve_device(row.gpu).fitted and set(row.measured) & set(FITTED_METRICS):
                 found.setdefault(key, []).append(row)
         except Unsimulated:
@@ -103,7 +105,7 @@ def fit(key: str, rows: Sequence[MeasuredRow], pool: ProcessPoolExecutor) -> tup
     from scipy.optimize import least_squares
 
     start, free = load_engine(key), FREE[key]
-    facts = {resolve_engine(row.text("engine"), row.text("engine_version")).key for row in rows}
+    facts = {resolve_engine(row.text("engine"), row.text("engine_version"), row.text("measured_date")).key for row in rows}
     (facts_key,) = facts
 
     def engine_of(x: np.ndarray) -> EngineModel:
@@ -116,7 +118,7 @@ def fit(key: str, rows: Sequence[MeasuredRow], pool: ProcessPoolExecutor) -> tup
     low, high = (np.log([BOUNDS[name][side] for name in free]) for side in (0, 1))
     first = np.clip(np.log([max(getattr(start, name), BOUNDS[name][0]) for name in free]), low + 1e-6, high - 1e-6)
     found = least_squares(
-        residuals, first, bounds=(low, high), loss="soft_l1", f_scale=0.1, diff_step=0.05, xtol=2e-3, ftol=1e-3, max_nfev=6
+        residuals, first, bounds=(low, high), loss="soft_l1", f_scale=0.1, diff_step=0.05, xtol=2e-3, ftol=1e-3, max_nfev=4
     )
     engine = engine_of(found.x)
     left = residuals(found.x)

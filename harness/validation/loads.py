@@ -21,7 +21,7 @@ from llmlab.simulator.workload.workload import Workload
 MOST_REQUESTS = 3000
 """Longer runs are cut to this many requests: their figures are means of a steady state by then."""
 
-GENERATIONS = 3
+GENERATIONS = 2
 """A closed loop is scored over this many requests per client, after one that fills the engine."""
 
 SHAREGPT_CV = (1.15, 0.96)

@@ -145,8 +145,8 @@ def _older(version: str, than: tuple[int, int], year: int) -> bool:
     return False
 
 
-def resolve_engine(engine: str, version: str) -> EngineFacts:
-    """The scheduling facts of a named engine and version.
+def resolve_engine(engine: str, version: str, date: str = "") -> EngineFacts:
+    """The scheduling facts of a named engine and version; the date decides where the version is that of a wrapper.
 
     Raises:
         Unsimulated: an engine nothing is known about.
@@ -163,7 +163,8 @@ def resolve_engine(engine: str, version: str) -> EngineFacts:
     if "nim" in name:
         return EngineFacts("nim-trtllm", chunked=True, max_num_seqs=256, max_num_batched_tokens=8192, reserves_outputs=True)
     if "trtllm" in name or "tensorrt" in name:
-        if _older(version, (0, 20), 2025) or "MLPerf v4" in version:
+        recent = any(int(year) >= 2025 for year in re.findall(r"20\d\d", date))
+        if (_older(version, (0, 20), 2025) and not recent) or "MLPerf v4" in version:
             return EngineFacts("trtllm", chunked=True, max_num_seqs=2048, max_num_batched_tokens=8192, reserves_outputs=True)
         return EngineFacts("trtllm-v1", chunked=True, max_num_seqs=2048, max_num_batched_tokens=8192, reserves_outputs=True)
     if "lmdeploy" in name or "turbomind" in name:

@@ -25,6 +25,7 @@ TEXT = (
     "source",
     "engine",
     "engine_version",
+    "measured_date",
     "weight_dtype",
     "kv_dtype",
     "dataset",

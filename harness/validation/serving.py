@@ -97,7 +97,7 @@ def setup_of(row: MeasuredRow, engines: Mapping[str, EngineModel] | None = None)
         raise Unsimulated(f"{devices} devices for tensor parallelism {tensor}")
     if "spec_decode=True" in row.text("other_config") or "speculative" in row.text("notes"):
         raise Unsimulated("speculative decoding")
-    facts = resolve_engine(row.text("engine"), row.text("engine_version"))
+    facts = resolve_engine(row.text("engine"), row.text("engine_version"), row.text("measured_date"))
     weight_dtype = resolve_weight_dtype(row.text("weight_dtype"), row.model)
     kv_dtype = resolve_kv_dtype(row.text("kv_dtype"), weight_dtype, facts.key)
     engine = (engines or {}).get(facts.key) or load_engine(facts.key)
@@ -278,7 +278,7 @@ def predictions(found: Sequence[Outcome], quantiles: Mapping[str, Sequence[float
         row = outcome.row
         if outcome.reason:
             continue
-        engine = resolve_engine(row.text("engine"), row.text("engine_version")).key
+        engine = resolve_engine(row.text("engine"), row.text("engine_version"), row.text("measured_date")).key
         device, model = resolve_device(row.gpu), resolve_model(row.model)
         biased = "inference-perf" in row.text("dataset")  # its gaps are over re-tokenised output, several events per token
         for metric in metrics_of(row):

@@ -24,7 +24,7 @@ from llmlab.kernels.numba_math import EXACT, exp_down, row_max, row_sum
 from llmlab.kernels.register_tile import TILE_ROWS, TILE_VECTORS, add_rows, add_tiles, dots, fill_tile, lanes, take
 
 BLOCK_ROWS = 16 * TILE_ROWS
-DECODE_KEYS = 64
+DECODE_KEYS = 16  # heads lie side by side: few keys at a time let the processor read ahead into the next head
 CANCELS = "dout v' and sum(dout out) nearly cancel where few keys are seen, and are rounded apart (algorithm 4 of flash)"
 
 Array = np.ndarray
@@ -108,7 +108,7 @@ def decode(q_BKGH: Array, k_pages_PCKH: Array, v_pages_PCKH: Array, table_BM: Ar
     if not out_BKGH.size or not lengths.any():
         return out_BKGH
     threads = worthwhile_threads(int(lengths.sum()) * q[0].size)
-    part = max(int(lengths.sum()) // (8 * threads) // DECODE_KEYS * DECODE_KEYS, 4 * DECODE_KEYS)
+    part = max(int(lengths.sum()) // (8 * threads) // DECODE_KEYS * DECODE_KEYS, 16 * DECODE_KEYS)
     parts_B = -(-lengths // part)
     slot_starts = np.concatenate([[0], np.cumsum(parts_B)])
     request = np.repeat(np.arange(len(q)), parts_B)

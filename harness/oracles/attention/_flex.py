@@ -24,6 +24,7 @@ def flex(
         out_BNTH, aux = flex_attention(
             q_BNTH, k_BKSH, v_BKSH, block_mask=mask, enable_gqa=True, return_aux=AuxRequest(lse=True)
         )
+    assert aux.lse is not None  # asked for
     return (
         out_BNTH.transpose(1, 2).reshape(q_BTKGH.shape).numpy(),
         aux.lse.transpose(1, 2).reshape(q_BTKGH.shape[:-1]).numpy(),

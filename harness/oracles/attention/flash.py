@@ -17,7 +17,7 @@ def aten_flash(
     G = q_BTKGH.shape[3]
     q_BNTH = torch.tensor(q_BTKGH).flatten(2, 3).transpose(1, 2)
     k_BNSH, v_BNSH = (torch.tensor(x).transpose(1, 2).repeat_interleave(G, dim=1) for x in (k_BSKH, v_BSKH))
-    seen_TS = causal_lower_right(q_BNTH.shape[2], k_BNSH.shape[2])._materialize("cpu")
+    seen_TS = causal_lower_right(q_BNTH.shape[2], k_BNSH.shape[2])._materialize(torch.device("cpu"))
     mask_TS = torch.zeros_like(seen_TS, dtype=q_BNTH.dtype).masked_fill(~seen_TS, -torch.inf) if causal else None
     out_BNTH, lse_BNT = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         q_BNTH, k_BNSH, v_BNSH, 0.0, False, attn_mask=mask_TS

@@ -13,7 +13,6 @@ def scaled_dot_product(q_BTKGH: np.ndarray, k_BSKH: np.ndarray, v_BSKH: np.ndarr
 
     q_BNTH = torch.tensor(q_BTKGH).flatten(2, 3).transpose(1, 2)
     k_BKSH, v_BKSH = (torch.tensor(x).transpose(1, 2) for x in (k_BSKH, v_BSKH))
-    mask = causal_lower_right(q_BNTH.shape[2], k_BKSH.shape[2]) if causal else None
-    mask = mask._materialize("cpu") if mask is not None else None
-    out_BNTH = torch.nn.functional.scaled_dot_product_attention(q_BNTH, k_BKSH, v_BKSH, attn_mask=mask, enable_gqa=True)
+    seen_TS = causal_lower_right(q_BNTH.shape[2], k_BKSH.shape[2])._materialize(torch.device("cpu")) if causal else None
+    out_BNTH = torch.nn.functional.scaled_dot_product_attention(q_BNTH, k_BKSH, v_BKSH, attn_mask=seen_TS, enable_gqa=True)
     return out_BNTH.transpose(1, 2).reshape(q_BTKGH.shape).numpy()

@@ -53,6 +53,7 @@ def sampling(
 
 def _softmax(x_BV: Tensor) -> Tensor:
     p_BV = torch.softmax(x_BV, dim=-1)
+    p_BV = p_BV / p_BV.sum(dim=-1, keepdim=True)  # its denominator loses 5 bits over 128,000 terms; this sum is pairwise
     return p_BV.masked_fill((x_BV == -torch.inf).all(dim=-1, keepdim=True), 0)
 
 

@@ -53,8 +53,11 @@ BOUNDS = {
     "decode_key_core_s": (1e-9, 2e-7),
     "elementwise_share": (0.2, 1.5),
 }
+FITTED_MODES = ("static_batch", "closed_loop_concurrency", "open_loop_constant_rate")
+"""Loads without a queue of their own making: what they take is what steps take."""
 ROWS_PER_GROUP = 4
 HEAVIEST = 1e5
+HEAVIEST_OPEN = 8e5
 """Rows whose load holds more tokens than this are left to the check: they would take most of the fit's time."""
 
 
@@ -66,7 +69,8 @@ def usable(rows: Sequence[MeasuredRow]) -> dict[str, list[MeasuredRow]]:
             key = load_engine(
                 resolve_engine(row.text("engine"), row.text("engine_version"), row.text("measured_date")).key
             ).name
-            if row.scored and resolve_device(row.gpu).fitted and set(row.measured) & set(FITTED_METRICS):
+            steady = row.load_mode in FITTED_MODES and not row.flags.get("moe", False)
+            if steady and row.scored and resolve_device(row.gpu).fitted and set(row.measured) & set(FITTED_METRICS):
                 found.setdefault(key, []).append(row)
         except Unsimulated:
             continue
@@ -77,7 +81,7 @@ def chosen(rows: Sequence[MeasuredRow], per_group: int = ROWS_PER_GROUP) -> list
     """The same number of rows of every (model, device, parallelism, dtype, load mode), spread from light to heavy."""
     groups: dict[tuple[Any, ...], list[MeasuredRow]] = {}
     for row in rows:
-        if weight_of(row) <= HEAVIEST:
+        if weight_of(row) <= (HEAVIEST_OPEN if row.load_mode.startswith("open_loop") else HEAVIEST):
             dtype = resolve_weight_dtype(row.text("weight_dtype"), row.model)
             groups.setdefault((row.model, row.gpu, row.count("tp"), dtype, row.load_mode), []).append(row)
     picked = []
@@ -186,7 +190,7 @@ def engines_file(fitted: Mapping[str, tuple[EngineModel, Mapping[str, Any]]], pa
             record |= {name: float(f"{getattr(engine, name):.3g}") for name in provenance["constants"]}
             record["fit"] = dict(provenance)
         ordered = {key: record[key] for key in ("name", "aliases", *defaults, "fit") if key in record}
-        parts.append(yaml.safe_dump([ordered], sort_keys=False, default_flow_style=None, width=120))
+        parts.append(yaml.safe_dump([ordered], sort_keys=False, default_flow_style=False, width=120))
     return head + "\n".join(parts)
 
 
@@ -213,11 +217,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(
                     key, {name: f"{getattr(fitted[key][0], name):.3g}" for name in FREE[key]}, fitted[key][1], file=sys.stderr
                 )
-        write_atomic(ENGINES_FILE, engines_file(fitted))
         print("written; run again with --intervals-only, which reads the new constants", file=sys.stderr)
         return 0
-    everything = [row for group in by_engine.values() for row in group]
-    write_atomic(INTERVALS, interval_file(outcomes(everything)))
+    write_atomic(INTERVALS, interval_file(outcomes([row for row in rows if row.measured and row.scored])))
     return 0
 
 

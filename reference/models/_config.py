@@ -384,7 +384,8 @@ def _experts(f: _Fields, model_type: str, layers: int, qwen: bool) -> dict[str, 
     k = f.count("num_experts_per_tok")
     if k > E:
         raise InputError(f.where, "num_experts_per_tok", k, f"must be at most {field}={E}")
-    width, step, dense = f.count("intermediate_size"), 1, []
+    width, step = f.count("intermediate_size"), 1
+    dense: list[int] = []
     if qwen:
         width, step = f.count("moe_intermediate_size"), f.count("decoder_sparse_step", 1)
         dense = f.d.get("mlp_only_layers") or []

@@ -13,7 +13,7 @@ Units: seconds, tokens, requests.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle, pairwise
 from typing import Any
 
@@ -33,7 +33,7 @@ STRETCH_S = 3.0
 """The machine's drift is what remains of the residuals averaged over so many seconds."""
 BEND = 0.1
 """How much of a median step the curve is taken to bend from knot to knot."""
-LEAST_DRIFT = 0.02
+LEAST_DRIFT = 0.04
 """No machine is trusted to repeat itself better than this from one minute to the next."""
 FEWEST_STEPS = 50
 
@@ -49,6 +49,7 @@ class StepFit:
         variants: the same, fitted on stretches of the measured steps drawn with replacement: what chance did to the fit.
         ratios: measured / predicted of each step, in order of time.
         drift: standard deviation of the logarithm of measured / predicted over whole stretches.
+        after_idle: measured / predicted of steps that ran shortly after the engine had been idle, at least 1.
         held_out_error: median absolute relative error of single steps left out of a trial fit.
     """
 
@@ -59,6 +60,7 @@ class StepFit:
     ratios: np.ndarray
     drift: float
     held_out_error: float
+    after_idle: float = 1.0
 
     def seconds(self, shape: BatchShape, coefficients: Sequence[float] | None = None) -> float:
         """Predicted duration of one step, by the coefficients fitted or others."""
@@ -85,6 +87,7 @@ class StepFit:
             "steps": len(self.ratios),
             "held_out_error": self.held_out_error,
             "drift": self.drift,
+            "after_idle": self.after_idle,
             "head_share": self.head_share,
             "matrix_products_s": {str(knot): seconds for knot, seconds in zip(self.knots, curve)},
             **dict(zip(TERMS, terms)),
@@ -172,6 +175,13 @@ def fit_steps(steps: Sequence[Step], config: ModelConfig, *, variants: int = 16)
         drift=_drift(stretch, clipped, predicted),
         held_out_error=float(np.median(np.abs(trial / measured[held] - 1))),
     )
+
+
+def with_idle(fit: StepFit, steps: Sequence[Step]) -> StepFit:
+    """The same fit, knowing how much longer steps after an idle pause take in total; stalls count up to `STALL`."""
+    predicted = np.array([fit.seconds(step.shape) for step in steps])
+    measured = np.minimum([step.duration_s for step in steps], STALL * predicted)
+    return replace(fit, after_idle=max(1.0, float(measured.sum() / predicted.sum())))
 
 
 def _with_stalls(design: np.ndarray, measured: np.ndarray, solution: np.ndarray) -> np.ndarray:

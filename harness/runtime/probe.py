@@ -52,6 +52,32 @@ def probe(
     return steps
 
 
+def probe_pauses(
+    make_engine: Callable[[], Engine],
+    *,
+    vocab_size: int,
+    seconds: float,
+    pause_s: float,
+    longest_prompt: int,
+    rng: np.random.Generator,
+    say: Say = lambda name, done, total: None,
+) -> list[Step]:
+    """One request after another with idle pauses of `pause_s` on average between them; return all steps.
+
+    A machine that has been idle is slower at first: its clock has dropped, and others have had the caches.
+    """
+    engine = make_engine()
+    begun = engine.now()
+    with quiet_python():
+        while (spent := engine.now() - begun) < seconds or len(engine.steps) < FEWEST_STEPS:
+            say("calibrating after pauses", round(spent), round(seconds))
+            engine.sleep(float(rng.uniform(0.5, 1.5)) * pause_s)
+            engine.submit(Job(rng.integers(0, vocab_size, _length(longest_prompt, rng)).tolist(), 6))
+            while engine.step() is not None:
+                pass
+    return engine.steps
+
+
 def _length(longest: int, rng: np.random.Generator) -> int:
     """Evenly spread over all lengths, or as often over their logarithms: short prompts are short steps, and count too."""
     if rng.random() < 0.5:

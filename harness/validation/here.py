@@ -22,10 +22,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from llmlab.harness.calibration.here import engine_here
-from llmlab.harness.calibration.steps import StepFit, fit_steps
+from llmlab.harness.calibration.steps import StepFit, fit_steps, with_idle
 from llmlab.harness.machine import describe, usable_threads
 from llmlab.harness.runtime.engine import Engine, Job, columns
-from llmlab.harness.runtime.probe import probe
+from llmlab.harness.runtime.probe import probe, probe_pauses
 from llmlab.harness.timing.measure import NOISY_OTHERS, watch
 from llmlab.harness.validation.summary import error_figures, grouped
 from llmlab.reference.errors import InputError
@@ -53,6 +53,11 @@ SATURATED = 0.95
 MODEL = "llmlab/llama-100m"
 ENGINE_DTYPE = {"cpu": "float32", "cuda": "bfloat16"}
 BLOCK_TOKENS, NUM_BLOCKS, MAX_NUM_SEQS, MAX_NUM_BATCHED_TOKENS = 16, 768, 16, 256
+
+PAUSE_S = 0.7
+"""Mean idle pause of the calibration, about that between requests at a low load."""
+SETTLE_S = 0.5
+"""For so long after an idle pause the machine counts as not yet at its usual speed."""
 
 METRICS = (
     "ttft_mean_ms",
@@ -179,6 +184,10 @@ def validate_here(
 class StepTimes(Protocol):
     """What a prediction needs to know of this machine."""
 
+    @property
+    def after_idle(self) -> float:
+        """How many times as long steps take shortly after the engine was idle."""
+
     def step_ns(self, shape: BatchShape) -> int:
         """Predicted whole nanoseconds of one step."""
 
@@ -190,7 +199,7 @@ class StepTimes(Protocol):
 
 
 def calibrate_steps(make_engine: Callable[[], Engine], config: ModelConfig, seconds: float, seed: int, say: Say) -> StepFit:
-    """Time the engine's steps under closed loops and fit them."""
+    """Time the engine's steps under closed loops and fit them; then some after idle pauses."""
     steps = probe(
         make_engine,
         vocab_size=config.vocab_size,
@@ -201,7 +210,16 @@ def calibrate_steps(make_engine: Callable[[], Engine], config: ModelConfig, seco
         rng=np.random.default_rng([seed, 2]),
         say=say,
     )
-    return fit_steps(steps, config)
+    paused = probe_pauses(
+        make_engine,
+        vocab_size=config.vocab_size,
+        seconds=seconds / 4,
+        pause_s=PAUSE_S,
+        longest_prompt=LONGEST_PROMPT,
+        rng=np.random.default_rng([seed, 6]),
+        say=say,
+    )
+    return with_idle(fit_steps(steps, config), paused)
 
 
 @dataclass(frozen=True)
@@ -209,6 +227,7 @@ class OperatorSteps:
     """Step times composed of operators that were timed one by one."""
 
     cost: StepCost
+    after_idle: float = 1.0
 
     @classmethod
     def read(cls, profile: str | Path, config: ModelConfig, device: str) -> OperatorSteps:
@@ -291,10 +310,18 @@ def new_scheduler() -> ChunkedPrefill:
     return ChunkedPrefill(blocks, max_num_seqs=MAX_NUM_SEQS, max_num_batched_tokens=MAX_NUM_BATCHED_TOKENS)
 
 
-def simulate(workload: Workload, step_ns: StepTime) -> dict[str, np.ndarray]:
+def simulate(workload: Workload, step_ns: StepTime, after_idle: float) -> dict[str, np.ndarray]:
     """The simulator's per-request table of one replica."""
     router = make_router("round_robin", 1, np.random.default_rng(0))
-    cluster = Cluster(workload, [new_scheduler()], step_ns, router, block_tokens=BLOCK_TOKENS)
+    cluster = Cluster(
+        workload,
+        [new_scheduler()],
+        step_ns,
+        router,
+        block_tokens=BLOCK_TOKENS,
+        after_idle=after_idle,
+        settle_ns=round(SETTLE_S * NANOSECONDS),
+    )
     return request_table(workload, cluster.run())
 
 
@@ -302,7 +329,7 @@ def predicted_capacity(requests: Workload, step_ns: StepTime) -> float:
     """Requests per second served when more wait than can run, the middle of a burst of 200."""
     part = requests.first(min(200, len(requests)))
     burst = Workload(np.zeros(len(part), dtype=np.int64), part.prompt_tokens, part.output_tokens)
-    ends = np.sort(simulate(burst, step_ns)["e2e_s"])
+    ends = np.sort(simulate(burst, step_ns, 1.0)["e2e_s"])
     first, last = len(ends) // 5, len(ends) - 1 - len(ends) // 5
     return float((last - first) / (ends[last] - ends[first]))
 
@@ -324,9 +351,9 @@ def predict(
     workload: Workload, fit: StepTimes, simulations: int, seed: int
 ) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
     """Predicted figures, and the low and high ends of their intervals."""
-    guess = metrics_of(simulate(workload, fit.step_ns))
+    guess = metrics_of(simulate(workload, fit.step_ns, fit.after_idle))
     others = [
-        metrics_of(simulate(workload, fit.unsteady_ns(np.random.default_rng([seed, 5, number]))))
+        metrics_of(simulate(workload, fit.unsteady_ns(np.random.default_rng([seed, 5, number])), fit.after_idle))
         for number in range(simulations)
     ]
     low, high = {}, {}

@@ -12,6 +12,7 @@ A request arrives at its router `frontend_ns` after it was sent; its tokens reac
 made them. With `lag_steps` = L the scheduler works ahead of the device: step k + 1 is chosen when L steps, the last of them in
 proportion to its length, are still to run. What arrives during step k thus joins step k + 1 + floor(L) at the earliest, or
 the one after it where less than the fraction of L is left of step k. A replica that runs out of work takes all there is.
+For `settle_ns` after an idle pause its steps take `after_idle` times as long: clocks and caches have to recover.
 """
 
 from __future__ import annotations
@@ -155,6 +156,7 @@ class Replica:
         self.incoming: deque[tuple[int, Request]] = deque()  # (first step it may join, request)
         self.step = 0
         self.wake: Moment | None = None  # set while idle
+        self.settled_ns = 0  # steps that start before it take `after_idle` times as long
         self.emitted_ns = cluster.emitted_ns
         self.blocks = getattr(scheduler, "blocks", None)
 
@@ -196,12 +198,15 @@ class Replica:
                     raise RuntimeError(f"replica {self.number}: {len(scheduler.waiting)} requests wait and none can run")
                 self.wake = Moment(env)
                 yield self.wake
+                self.settled_ns = int(env.now) + self.cluster.settle_ns
                 continue
 
             self.step += 1
             start_ns = int(env.now)
             shape = BatchShape(tuple(batch.prefill), batch.decode_requests, batch.decode_context_tokens, batch.emitted)
             duration_ns = self.step_ns(shape)
+            if start_ns < self.settled_ns:
+                duration_ns = round(duration_ns * self.cluster.after_idle)
             if self.blocks is not None and (free := self.blocks.free_blocks) < log.least_free_blocks[self.number]:
                 log.least_free_blocks[self.number] = free
             if len(batch.slices) > log.most_running[self.number]:
@@ -280,6 +285,8 @@ class Cluster:
         frontend_ns: int = 0,
         reply_ns: int = 0,
         lag_steps: float = 0.0,
+        after_idle: float = 1.0,
+        settle_ns: int = 0,
         longest_tokens: int | None = None,
         record_steps: bool = False,
         watch: Watch | None = None,
@@ -287,6 +294,7 @@ class Cluster:
     ) -> None:
         self.progress = progress
         self.longest_tokens = longest_tokens
+        self.after_idle, self.settle_ns = after_idle, settle_ns
         self.workload, self.router, self.watch = workload, router, watch
         self.block_tokens, self.frontend_ns, self.reply_ns = block_tokens, frontend_ns, reply_ns
         self.env = simpy.Environment(initial_time=0)

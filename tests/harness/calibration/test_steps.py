@@ -1,11 +1,13 @@
 """The fit recovers a known machine from its steps, ignores stalls, and keeps what it cannot explain."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 pytest.importorskip("torch", reason="needs torch: steps come from the engine")
 
-from llmlab.harness.calibration.steps import LEAST_DRIFT, fit_steps, head_share
+from llmlab.harness.calibration.steps import LEAST_DRIFT, fit_steps, head_share, with_idle
 from llmlab.harness.runtime.engine import Step
 from llmlab.reference.models._config import ModelConfig
 from llmlab.simulator.cost.batch import BatchShape
@@ -88,3 +90,12 @@ def test_an_empty_step_takes_no_time_and_no_step_less_than_a_nanosecond() -> Non
 def test_too_few_steps_are_refused() -> None:
     with pytest.raises(ValueError, match="10 steps are too few"):
         fit_steps(steps(10, 9), CONFIG)
+
+
+def test_slower_steps_after_pauses_are_measured_and_quicker_ones_ignored():
+    whole = steps(2000, 0)
+    fit = fit_steps(whole, CONFIG)
+    slow = [replace(step, duration_s=1.3 * fit.seconds(step.shape)) for step in whole[:40]]
+    assert with_idle(fit, slow).after_idle == pytest.approx(1.3)
+    quick = [replace(step, duration_s=0.5 * fit.seconds(step.shape)) for step in whole[:40]]
+    assert with_idle(fit, quick).after_idle == 1.0

@@ -50,6 +50,13 @@ def random_workload(seed, count=200, rate=20.0):
     )
 
 
+def test_steps_soon_after_an_idle_pause_take_longer_and_later_ones_do_not():
+    """Steps of 5 ms: those that start within 12 ms of waking take twice as long."""
+    workload = Workload([7 * MS], [1], [6])
+    durations = run(workload, lambda shape: 5 * MS, after_idle=2.0, settle_ns=12 * MS, record_steps=True).steps.duration_ns
+    assert list(durations) == [10 * MS, 10 * MS, 5 * MS, 5 * MS, 5 * MS, 5 * MS]
+
+
 def test_a_single_request_takes_the_sum_of_its_steps():
     """Chunks of 512 of a prompt of 1200 tokens, then one token at a time over a growing context."""
     log = run(Workload([7 * MS], [1200], [5]))

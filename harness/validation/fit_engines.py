@@ -219,7 +219,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 )
         print("written; run again with --intervals-only, which reads the new constants", file=sys.stderr)
         return 0
-    write_atomic(INTERVALS, interval_file(outcomes([row for row in rows if row.measured and row.scored])))
+    scored = [row for row in rows if row.measured and row.scored and weight_of(row) <= HEAVIEST_OPEN]
+    write_atomic(INTERVALS, interval_file(outcomes(scored)))
     return 0
 
 

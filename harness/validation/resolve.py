@@ -161,7 +161,8 @@ def resolve_engine(engine: str, version: str, date: str = "") -> EngineFacts:
     if "sglang" in name:
         return EngineFacts("sglang", chunked=False, max_num_seqs=1024, max_num_batched_tokens=16384, prefix_caching=True)
     if "nim" in name:
-        return EngineFacts("nim-trtllm", chunked=True, max_num_seqs=256, max_num_batched_tokens=8192, reserves_outputs=True)
+        # The prompts of a whole round of clients fit one step: their first tokens come together, and late, at any concurrency.
+        return EngineFacts("nim-trtllm", chunked=True, max_num_seqs=256, max_num_batched_tokens=32768, reserves_outputs=True)
     if "trtllm" in name or "tensorrt" in name:
         recent = any(int(year) >= 2025 for year in re.findall(r"20\d\d", date))
         if (_older(version, (0, 20), 2025) and not recent) or "MLPerf v4" in version:

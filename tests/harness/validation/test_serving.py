@@ -188,6 +188,6 @@ def test_core_rows_stay_as_close_as_they_were() -> None:
     result = validate_serving([folder / f"{name}.csv.gz" for name in names], core=True, limit=120)
     assert result["excluded"] == []
     errors = {(line["load_mode"], line["metric"]): line["mean_abs_error"] for line in result["summary"]["by_metric"]}
-    assert errors["static_batch", "tpot_mean_ms"] < 0.2
-    assert errors["closed_loop_concurrency", "tpot_mean_ms"] < 0.25
-    assert errors["open_loop_constant_rate", "e2e_mean_ms"] < 0.2
+    assert errors["static_batch", "tpot_mean_ms"] < 0.1
+    assert errors["closed_loop_concurrency", "tpot_mean_ms"] < 0.12
+    assert errors["open_loop_constant_rate", "e2e_mean_ms"] < 0.08

@@ -238,13 +238,15 @@ def check_gradient(op: Op, dims: Dims, seed: int, options: Options) -> Verdict:
         with np.errstate(invalid="ignore"):
             return sum(float(np.sum(np.where(s == 0.0, 0.0, s * r))) for s, r in zip(seeds, results, strict=True))
 
-    step = 1e-3
-    near, far = along(step) - along(-step), along(2 * step) - along(-2 * step)
-    second_order, fourth_order = near / (2 * step), (8 * near - far) / (12 * step)
     analytic = sum(float(np.sum(gradients[i] * directions[i])) for i in with_gradient)
-    rounding = 64 * np.finfo(np.float64).eps * max(1.0, abs(along(0.0)), total_size(arrays)) / step
-    allowed = abs(fourth_order - second_order) + rounding
-    error = abs(analytic - fourth_order)
+    for step in (1e-3, 1e-5):  # a kink (ReLU) within the first step is hardly ever within the second as well
+        near, far = along(step) - along(-step), along(2 * step) - along(-2 * step)
+        second_order, fourth_order = near / (2 * step), (8 * near - far) / (12 * step)
+        rounding = 64 * np.finfo(np.float64).eps * max(1.0, abs(along(0.0)), total_size(arrays)) / step
+        allowed = abs(fourth_order - second_order) + rounding
+        error = abs(analytic - fourth_order)
+        if error <= allowed:
+            break
     return Verdict(op.id, "gradient", "central difference", "float64", case, error, allowed, bool(error <= allowed))
 
 

@@ -171,7 +171,7 @@ def fit_steps(steps: Sequence[Step], config: ModelConfig, *, variants: int = 16)
             tuple(_with_stalls(design[drawn], measured[drawn], _solve(design[drawn], measured[drawn], knots)).tolist())
             for drawn in (_resample(stretch, rng) for _ in range(variants))
         ),
-        ratios=clipped / predicted,
+        ratios=np.divide(clipped, predicted, out=np.ones_like(clipped), where=predicted > 0),
         drift=_drift(stretch, clipped, predicted),
         held_out_error=float(np.median(np.abs(trial / measured[held] - 1))),
     )
@@ -227,5 +227,6 @@ def _solve(design: np.ndarray, measured: np.ndarray, knots: Sequence[int]) -> np
 
 def _drift(stretch: np.ndarray, measured: np.ndarray, predicted: np.ndarray) -> float:
     """Standard deviation of log(measured / predicted) of whole stretches."""
-    ratios = np.bincount(stretch, measured) / np.bincount(stretch, predicted)
+    total, expected = np.bincount(stretch, measured), np.bincount(stretch, predicted)
+    ratios = total[expected > 0] / expected[expected > 0]  # one long stall may span a whole stretch and leave it empty
     return max(float(np.log(ratios).std()), LEAST_DRIFT)

@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("torch", reason="needs torch: steps come from the engine")
 
-from llmlab.harness.calibration.steps import LEAST_DRIFT, fit_steps, head_share, with_idle
+from llmlab.harness.calibration.steps import LEAST_DRIFT, _drift, fit_steps, head_share, with_idle
 from llmlab.harness.runtime.engine import Step
 from llmlab.reference.models._config import ModelConfig
 from llmlab.simulator.cost.batch import BatchShape
@@ -99,3 +99,10 @@ def test_slower_steps_after_pauses_are_measured_and_quicker_ones_ignored():
     assert with_idle(fit, slow).after_idle == pytest.approx(1.3)
     quick = [replace(step, duration_s=0.5 * fit.seconds(step.shape)) for step in whole[:40]]
     assert with_idle(fit, quick).after_idle == 1.0
+
+
+def test_a_stall_longer_than_a_stretch_leaves_the_drift_a_number():
+    whole = steps(2000, 0)
+    longest = replace(whole[700], duration_s=30.0)
+    assert 0 < fit_steps([*whole[:700], longest, *whole[701:]], CONFIG).drift < 1
+    assert _drift(np.array([0, 2, 2]), np.ones(3), np.ones(3)) == LEAST_DRIFT

@@ -33,8 +33,9 @@ STRETCH_S = 3.0
 """The machine's drift is what remains of the residuals averaged over so many seconds."""
 BEND = 0.1
 """How much of a median step the curve is taken to bend from knot to knot."""
-LEAST_DRIFT = 0.04
-"""No machine is trusted to repeat itself better than this from one minute to the next."""
+LEAST_DRIFT = 0.07
+"""No machine is trusted to repeat itself better than this from one minute to the next: three quiet runs on a shared virtual
+machine of 2 cores came out 3, 2 and 12 % slower than the minute before them had said."""
 FEWEST_STEPS = 50
 
 

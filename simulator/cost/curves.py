@@ -138,7 +138,6 @@ def gemm_tiles(p: Parameters, limits: Limits, c: Columns, xp: Any = np) -> Any:
     for rows, columns in TILES:
         # Bytes loaded per FLOP grow as tiles shrink; 128 x 256 is the yardstick.
         loss = 1.0 + p["small_tile_loss"] * ((rows + columns) / (rows * columns) * (128 * 256 / 384) - 1.0)
-        start_s = p["tile_s"] * (xp.minimum(m, rows) * columns / (128.0 * 256.0)) ** p["tile_exponent"]
         tiles = xp.ceil(m / rows) * xp.ceil(n / columns)
         work_s = 2.0 * rows * columns * loss / per_core
         start_s = p["tile_s"] * (xp.minimum(m, rows) * columns / (128.0 * 256.0)) ** p["tile_exponent"]

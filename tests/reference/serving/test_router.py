@@ -78,3 +78,42 @@ def test_bad_arguments_are_named():
         make_router("round_robin", 2, np.random.default_rng(0)).finished(1)
     with pytest.raises(ValueError, match="len"):
         route(policy="random", num_replicas=1, arrivals=[[]], finish_after=[], seed=0)
+
+
+@pytest.mark.parametrize("policy", ROUTERS)
+def test_what_is_down_gets_nothing_and_comes_back(policy):
+    chosen = route(
+        policy=policy, num_replicas=3, arrivals=[[]] * 60, finish_after=[2] * 60, seed=2, outages=[(0, 10, 30), (2, 15, 20)]
+    )
+    assert 0 not in chosen[10:30]
+    assert set(chosen[15:20]) == {1}
+    if policy in ("round_robin", "random", "power_of_two"):
+        assert {0, 2} <= set(chosen[30:])
+
+
+def test_old_reports_make_the_shortest_queue_a_herd():
+    """Until the first report of it arrives, everything goes to the replica that was empty."""
+    fresh = route(policy="least_outstanding", num_replicas=4, arrivals=[[]] * 40, finish_after=[8] * 40, seed=0)
+    old = route(policy="least_outstanding", num_replicas=4, arrivals=[[]] * 40, finish_after=[8] * 40, seed=0, stale=10)
+    assert fresh[:4] == [0, 1, 2, 3]
+    assert old[:10] == [0] * 10
+    assert len(set(old[10:20])) <= 2
+
+
+def test_kv_aware_weighs_a_known_prefix_against_a_queue():
+    router = make_router("kv_aware", 2, np.random.default_rng(0), block_tokens=16)
+    long, short = tuple(range(64)), tuple(range(100, 104))
+    assert [router.route(Request(i, 1025, 1, long)) for i in range(4)] == [0] * 4  # 1024 known tokens outweigh three in line
+    assert router.route(Request(4, 65, 1, short)) == 1
+    router.finished(1)
+    router.lost(0)
+    assert router.route(Request(5, 1025, 1, long)) == 1
+
+
+def test_a_router_with_nothing_up_says_so():
+    router = make_router("random", 1, np.random.default_rng(0))
+    router.allow(0, False)
+    with pytest.raises(ValueError, match="no replica is up"):
+        router.route(Request(0, 1, 1))
+    with pytest.raises(ValueError, match="stale=-1"):
+        router.delay(-1)

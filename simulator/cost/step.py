@@ -2,19 +2,22 @@
 
 Matrix products, norms and collectives depend on the number of rows only, so their sum is tabulated once per row count;
 attention is a formula of the requests' lengths. Times are integer nanoseconds, so that every executor gets equal ones.
+`assemble` adds the tables up to a step; it is also what the compiled path runs.
 """
 
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
+from llmlab.simulator.cost import assemble
+from llmlab.simulator.cost.assemble import TABLE_ROWS, Tables
 from llmlab.simulator.cost.batch import BatchShape
 from llmlab.simulator.cost.curves import FLOATS, FORMS, Curve
 from llmlab.simulator.cost.engine import EngineModel, load_engine
@@ -30,10 +33,6 @@ from llmlab.simulator.model.description import (
     Operator,
     load_model,
 )
-
-TABLE_ROWS = 1024
-"""Row counts up to this are tabulated one by one; above, every 32 up to 8192 and by a factor 2**(1/16) beyond, a straight
-line between."""
 
 DECODE_LAUNCH_S = 8.0e-6
 """Start and end of a decode kernel that is no curve's: about what those of the curves take."""
@@ -120,17 +119,31 @@ class StepCost:
         limits = profile.limits(wide, self.kv_dtype)
         if model.weight_bytes(tensor_parallel, self.weight_dtype) > limits.cache_bytes:
             limits = replace(limits, cache_bytes=1.0)  # between two visits of a layer the weights have swept the cache
+        limits = replace(limits, flops_per_s=limits.flops_per_s * self.engine.sustained_compute)
         self._attention_limits = limits
         self._groups = [self._group(group, wide) for group in self._attention]
         self.kernels = sum(operator.count for operator in operators) + 2 * model.layers
         collectives = sum(operator.count for operator in operators if isinstance(operator, Collective))
         self._gaps_s = self.kernels * self.engine.kernel_gap_s + collectives * self.engine.collective_gap_s
         self._decode_tables: dict[int, list[float]] = {}
-        self._decode_launch_s = sum(count * curve.parameters.get("latency_s", 0.0) for count, _, _, curve in self._groups)
         self._exact = {rows: self._table(rows) for rows in ("tokens", "emitted")}
         # A plain list answers in 30 ns where an array takes 100.
-        self._tokens_s = [0.0, *self._exact["tokens"][:TABLE_ROWS].tolist()]
-        self._emitted_s = [0.0, *self._exact["emitted"][:TABLE_ROWS].tolist()]
+        self.tables = Tables(
+            tokens_s=[0.0, *self._exact["tokens"][:TABLE_ROWS].tolist()],
+            emitted_s=[0.0, *self._exact["emitted"][:TABLE_ROWS].tolist()],
+            rows=_ROWS,
+            tokens_far_s=self._exact["tokens"].tolist(),
+            emitted_far_s=self._exact["emitted"].tolist(),
+            contexts=_CONTEXTS,
+            decode_s=self._decode_tables,
+            decode_launch_s=sum(count * curve.parameters.get("latency_s", 0.0) for count, _, _, curve in self._groups),
+            gaps_s=self._gaps_s,
+            launch_s=self.kernels * self.engine.launch_s,
+            graph_launch_s=self.engine.graph_launch_s,
+            graph_tokens=self.engine.graph_tokens if self.engine.cuda_graph else -1,
+            host_step_s=self.engine.host_step_s,
+            host_request_step_s=self.engine.host_request_step_s,
+        )
 
     @staticmethod
     def cached(
@@ -156,7 +169,8 @@ class StepCost:
         profile = self.profile
         if isinstance(operator, Gemm):
             dtype = wide if operator.name in ("lm_head", "router") else self.weight_dtype
-            return profile.curve("gemm", dtype), dtype
+            as_wide = self.engine.static_scales and dtype in ("fp8", "int8")
+            return profile.curve("gemm", wide if as_wide else dtype), dtype
         if isinstance(operator, Experts):
             return profile.curve("moe", self.weight_dtype), self.weight_dtype
         if isinstance(operator, Collective):
@@ -168,6 +182,7 @@ class StepCost:
     def _seconds(self, priced: _Priced, rows: np.ndarray) -> np.ndarray:
         """Seconds of all `count` calls of one operator, per number of rows."""
         operator, limits = priced.operator, self.profile.limits(priced.dtype, self.kv_dtype)
+        limits = replace(limits, flops_per_s=limits.flops_per_s * self.engine.sustained_compute)
         if isinstance(operator, Gemm):
             columns = {"m": rows, "n": operator.n, "k": operator.k}
         elif isinstance(operator, Experts):
@@ -197,46 +212,35 @@ class StepCost:
                 total += self._seconds(priced, rows)
         return np.maximum.accumulate(total)  # more rows never take less
 
-    def _look_up(self, table: list[float], which: str, rows: int) -> float:
-        if rows <= TABLE_ROWS:
-            return table[rows]
-        whole = self._exact[which]
-        last = int(_GRID[-1])
-        if rows > last:
-            return float(whole[-1]) * rows / last
-        place = bisect_left(_ROWS, rows)
-        left, right = _ROWS[place - 1], _ROWS[place]
-        low = float(whole[place - 1])
-        return low + (float(whole[place]) - low) * (rows - left) / (right - left)
-
-    def _attention_s(self, shape: BatchShape) -> tuple[float, float]:
-        """Seconds of prefill and of decode attention over all layers.
+    def prefill_s(self, prompts: Any, total: Any, pairs: Any, xp: Any = FLOATS) -> Any:
+        """Seconds of prefill attention over all layers.
 
         One kernel serves all prompts of a step: it is priced as that many equal prompts with the same number of new tokens
-        and of (query, key) pairs in all. Prompts and decoding requests share its launch.
+        and of (query, key) pairs in all. `xp` supplies ceil, maximum, ...: the compiled path records the formula through it,
+        so no branch here or in a form may depend on the three numbers except by `xp.where`.
         """
-        limits = self._attention_limits
-        batch = shape.decode_requests
+        new = total / prompts
+        cached = xp.maximum(0.0, pairs / total - 0.5 * new)
+        columns = {"batch": prompts, "new_tokens": new, "context_tokens": cached}
+        seconds = 0.0
+        for count, heads, curve, _ in self._groups:
+            seconds = seconds + count * curve.seconds(self._attention_limits, columns | heads, xp)
+        return seconds
+
+    def _sums(self, shape: BatchShape) -> tuple[int, int, int, int, int, float]:
+        """What `assemble` wants to know of a step; makes the decode table it will look into."""
         prompts = len(shape.prefill)
-        new = cached = 0.0
+        prefill = 0.0
         if prompts:
             total = sum(fresh for fresh, _ in shape.prefill)
             pairs = sum(fresh * (old + 0.5 * fresh) for fresh, old in shape.prefill)
-            new = total / prompts
-            cached = max(0.0, pairs / total - 0.5 * new)
-        prefill = decode = 0.0
-        if prompts:
-            columns = {"batch": prompts, "new_tokens": new, "context_tokens": cached}
-            for count, heads, curve, _ in self._groups:
-                prefill += count * curve.seconds(limits, columns | heads, FLOATS)
-        if batch:
-            decode = self._decode_s(batch, shape.decode_context_tokens / batch)
-            if prompts:
-                decode -= self._decode_launch_s
-        return prefill, decode
+            prefill = self.prefill_s(prompts, total, pairs)
+        if shape.decode_requests and shape.decode_requests not in self._decode_tables:
+            self.decode_table(shape.decode_requests)
+        return shape.new_tokens, shape.emitted, prompts, shape.decode_requests, shape.decode_context_tokens, prefill
 
-    def _decode_s(self, batch: int, context: float) -> float:
-        """Seconds of decode attention, on straight lines between eight contexts per doubling, tabulated once per batch."""
+    def decode_table(self, batch: int) -> list[float]:
+        """Seconds of decode attention of this many requests at each context of `tables.contexts`; made once per batch."""
         table = self._decode_tables.get(batch)
         if table is None:
             contexts, total = np.array(_CONTEXTS), np.zeros(len(_CONTEXTS))
@@ -247,43 +251,36 @@ class StepCost:
                 else:
                     total += count * np.asarray(curve.seconds(self._attention_limits, columns))
             table = self._decode_tables[batch] = np.maximum.accumulate(total).tolist()
-        place = min(int(8.0 * math.log2(context)), len(_CONTEXTS) - 2) if context > 1.0 else 0
-        left, low = _CONTEXTS[place], table[place]
-        return low + (table[place + 1] - low) * (context - left) / (_CONTEXTS[place + 1] - left)
+        return table
 
     def _plain_decode_s(self, batch: int, contexts: np.ndarray, heads: Mapping[str, int]) -> np.ndarray:
         """One layer of decode attention by the engine's own kernel: a start, then reading the cache or its work per key."""
         engine, limits = self.engine, self._attention_limits
         keys = batch * np.minimum(contexts, heads["window"] or np.inf)
         read = 2.0 * limits.kv_bytes * keys * heads["kv_heads"] * heads["head_width"]
-        shared = heads["heads"] > heads["kv_heads"]
-        compute_s = shared * engine.decode_key_core_s * keys * heads["kv_heads"] * heads["head_width"] / 128 / limits.cores
+        group = heads["heads"] // heads["kv_heads"]
+        if engine.decode_group and group != engine.decode_group:
+            key_core_s = engine.decode_query_core_s * group
+        else:
+            key_core_s = engine.decode_key_core_s if group > 1 else 0.0
+        compute_s = key_core_s * keys * heads["kv_heads"] * heads["head_width"] / 128 / limits.cores
         return DECODE_LAUNCH_S + np.maximum(read / (limits.bytes_per_s * engine.decode_bandwidth), compute_s)
 
     def device_s(self, shape: BatchShape) -> float:
         """Seconds the devices compute and communicate."""
-        if not shape.new_tokens:
-            return 0.0
-        linear = self._look_up(self._tokens_s, "tokens", shape.new_tokens)
-        output = self._look_up(self._emitted_s, "emitted", shape.emitted)
-        return linear + output + sum(self._attention_s(shape)) + self._gaps_s
+        return assemble.device_s(self.tables, *self._sums(shape))
 
     def _launch_s(self, shape: BatchShape) -> float:
         """Seconds the host needs to submit the step's kernels."""
-        engine = self.engine
-        if engine.cuda_graph and not shape.prefill and shape.new_tokens <= engine.graph_tokens:
-            return engine.graph_launch_s
-        return self.kernels * engine.launch_s
+        return assemble.launch_s(self.tables, shape.new_tokens, len(shape.prefill))
 
     def host_s(self, shape: BatchShape) -> float:
         """Seconds of host work that no device work hides."""
-        requests = shape.decode_requests + len(shape.prefill)
-        return self.engine.host_step_s + self.engine.host_request_step_s * requests if requests else 0.0
+        return assemble.host_s(self.tables, shape.decode_requests + len(shape.prefill))
 
     def seconds(self, shape: BatchShape) -> float:
         """Seconds of the step: the device's, or the launches' where those take longer, and the host's on top."""
-        device = self.device_s(shape)
-        return max(device, self._launch_s(shape)) + self.host_s(shape) if device else 0.0
+        return assemble.seconds(self.tables, *self._sums(shape))
 
     def step_ns(self, shape: BatchShape) -> int:
         """Whole nanoseconds of the step, at least 1 for one that computes anything."""
@@ -298,9 +295,9 @@ class StepCost:
             rows = shape.new_tokens if getattr(priced.operator, "rows", "tokens") == "tokens" else shape.emitted
             if rows:
                 parts[priced.kind] += float(self._seconds(priced, np.array([float(rows)]))[0])
-        prefill, decode = self._attention_s(shape)
+        *_, prompts, batch, context, prefill = self._sums(shape)
         parts["attention_prefill"] += prefill
-        parts["attention_decode"] += decode
+        parts["attention_decode"] += assemble.attention_s(self.tables, prompts, batch, context, 0.0)
         parts["gaps"] = self._gaps_s
         parts["launch"] = max(0.0, self._launch_s(shape) - sum(parts.values()))
         parts["host"] = self.host_s(shape)

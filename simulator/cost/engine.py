@@ -27,8 +27,19 @@ class EngineModel:
         collective_gap_s: what a collective of the step takes beyond one timed alone: the ranks arrive apart.
         decode_key_core_s: multiprocessor-seconds that decode attention spends per key/value head and key (of width 128) where
             query heads share it, for engines with a decode kernel of their own; 0 where the device's curves say all.
-        decode_bandwidth: fraction of the memory's bandwidth that kernel reaches.
+        decode_group: query heads per key/value head which that kernel takes, 0 being any; other groups fall back to a kernel
+            without matrix units that treats each query head by itself.
+        decode_query_core_s: multiprocessor-seconds the fallback spends per query head and key (of width 128).
+        decode_bandwidth: fraction of the memory's bandwidth these kernels reach.
+        static_scales: 8-bit operands are quantized with known scales by whatever produced them, so that 8-bit products are the
+            16-bit kernels at the 8-bit peak; else they take what the device's 8-bit curve says, conversion included.
+        sustained_compute: matrix units' speed where one large kernel follows the other, against that of one timed alone: the
+            power limit lowers the clock.
         prefill_from_cache: attention of a prompt reads keys and values in the cache's dtype; else as just computed, 16 bits.
+        gemm_share: time of matrix products in parts of what the curves say, for engines whose kernels are tuned to the shape and
+            take operands that the operator before has already quantized.
+        one_shot_rows: steps of at most this many tokens sum over the ranks in one exchange, every rank reading all the others'
+            values, fused with the norm that follows; 0 where the curves choose.
         elementwise_share: part of the time of norms, rotations and activations that fusing them into their neighbours leaves.
         scheduling_lag_steps: steps between a request being ready and the step that first computes it (asynchronous scheduling).
         max_num_seqs, max_num_batched_tokens: the engine's own defaults.
@@ -45,8 +56,14 @@ class EngineModel:
     kernel_gap_s: float = 0.0
     collective_gap_s: float = 0.0
     decode_key_core_s: float = 0.0
+    decode_group: int = 0
+    decode_query_core_s: float = 0.0
     decode_bandwidth: float = 0.85
+    static_scales: bool = False
+    sustained_compute: float = 1.0
     prefill_from_cache: bool = True
+    gemm_share: float = 1.0
+    one_shot_rows: int = 0
     elementwise_share: float = 1.0
     scheduling_lag_steps: float = 0.0
     max_num_seqs: int = 256
@@ -62,6 +79,7 @@ class EngineModel:
             "kernel_gap_s",
             "collective_gap_s",
             "decode_key_core_s",
+            "decode_query_core_s",
             "elementwise_share",
             "scheduling_lag_steps",
         ):

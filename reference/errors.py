@@ -14,3 +14,7 @@ class InputError(ValueError):
         self.where, self.field, self.value, self.why = str(where), field, value, why
         shown = f"{field}={value!r}" if field else repr(value)
         super().__init__(" ".join(f"{self.where}: {shown}: {why}".split()))
+
+    def __reduce__(self) -> tuple[type[InputError], tuple[str, str, object, str]]:
+        """Let it cross from a worker process: an exception is otherwise rebuilt from its message alone."""
+        return InputError, (self.where, self.field, self.value, self.why)

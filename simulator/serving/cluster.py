@@ -13,6 +13,10 @@ made them. With `lag_steps` = L the scheduler works ahead of the device: step k 
 proportion to its length, are still to run. What arrives during step k thus joins step k + 1 + floor(L) at the earliest, or
 the one after it where less than the fraction of L is left of step k. A replica that runs out of work takes all there is.
 For `settle_ns` after an idle pause its steps take `after_idle` times as long: clocks and caches have to recover.
+
+`fleet.py` adds what a whole site adds: unequal pools, outages, scaling, transfers, sessions. Their places in an instant are
+between these: outages and repairs come before everything, then arrivals, then what is sent again (by request id), then ends of
+transfers (by request id), then ends and starts of steps, and an autoscaler's tick after all.
 """
 
 from __future__ import annotations
@@ -194,7 +198,7 @@ class Replica:
                     while self.incoming:  # nothing was scheduled ahead of them
                         self.add(self.incoming.popleft()[1])
                     continue
-                if scheduler.waiting:
+                if scheduler.waiting and not self.may_wait():
                     raise RuntimeError(f"replica {self.number}: {len(scheduler.waiting)} requests wait and none can run")
                 self.wake = Moment(env)
                 yield self.wake
@@ -230,6 +234,10 @@ class Replica:
                 self.cluster.finish(request, self.number)
             if env.peek() <= env.now:  # else nothing can come in between
                 yield Moment(env).happens(0, self.start_rank)
+
+    def may_wait(self) -> bool:
+        """Say whether something outside this replica will make room for what waits; here nothing is outside."""
+        return False
 
     def note_begun(self, request: Request, now_ns: int) -> None:
         """Record the start of the first step that computes a part of a request."""
@@ -344,15 +352,19 @@ class Cluster:
         if self.longest_tokens is not None and tokens > self.longest_tokens:
             self.refuse(index, f"request {index}: its {tokens} tokens pass the context of {self.longest_tokens} tokens")
             return
-        request = Request(
+        request = self.new_request(index)
+        chosen = self.router.route(request)
+        self.log.replica[index] = chosen
+        self.replicas[chosen].receive(request)
+
+    def new_request(self, index: int) -> Request:
+        """A request nothing has been computed of."""
+        return Request(
             index,
             self.prompt_tokens[index],
             self.output_tokens[index],
             self.workload.hashes(index, self.block_tokens) if self.block_tokens else (),
         )
-        chosen = self.router.route(request)
-        self.log.replica[index] = chosen
-        self.replicas[chosen].receive(request)
 
     def first_token(self, index: int, now_ns: int) -> None:
         """The first token of a request exists."""

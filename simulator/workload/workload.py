@@ -5,7 +5,7 @@ Units: integer nanoseconds and tokens. Everything here is a pure function of its
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -26,6 +26,11 @@ class Workload:
         clients: 0 for open loop; otherwise a closed loop of that many clients, each sending its next request when the
             last one is finished.
         think_ns: pause of a client between an answer and its next request.
+        session: per request the conversation or task it belongs to, turns in order and side by side; empty where every
+            request stands alone. Only the first turn is sent at its time; each further one `gap_ns` after the answer before
+            it, and in a closed loop a client leads one session after another. `block_hashes` of a turn may run on over its
+            answer, which the next turn's prompt contains.
+        gap_ns: per request the pause before it, after the previous turn's last token: thinking, or a tool's time.
         name: where it came from, for tables.
     """
 
@@ -36,6 +41,8 @@ class Workload:
     hash_block_tokens: int = 16
     clients: int = 0
     think_ns: int = 0
+    session: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    gap_ns: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     name: str = "workload"
 
     def __post_init__(self) -> None:
@@ -44,8 +51,8 @@ class Workload:
         Raises:
             ValueError: lengths differ, a length below 1, times that are negative or not ascending, or an empty workload.
         """
-        for field in ("arrival_ns", "prompt_tokens", "output_tokens"):
-            object.__setattr__(self, field, np.asarray(getattr(self, field), dtype=np.int64))
+        for name in ("arrival_ns", "prompt_tokens", "output_tokens", "session", "gap_ns"):
+            object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=np.int64))
         count = len(self.arrival_ns)
         if not count:
             raise ValueError("a workload needs at least one request")
@@ -59,9 +66,21 @@ class Workload:
             raise ValueError("prompt_tokens and output_tokens must be at least 1")
         if self.clients < 0 or self.think_ns < 0:
             raise ValueError(f"clients={self.clients} and think_ns={self.think_ns} must not be negative")
+        if len(self.session) not in (0, count) or len(self.gap_ns) != len(self.session):
+            raise ValueError(f"{len(self.session)} session ids and {len(self.gap_ns)} gaps for {count} requests")
+        if len(self.session):
+            if self.gap_ns.min() < 0:
+                raise ValueError("gaps between turns must not be negative")
+            if len(np.unique(self.session)) != self.num_sessions:
+                raise ValueError("the turns of a session must stand side by side")
 
     def __len__(self) -> int:
         return len(self.arrival_ns)
+
+    @property
+    def num_sessions(self) -> int:
+        """Sessions; every request is one of its own where none are given."""
+        return 1 + int(np.count_nonzero(np.diff(self.session))) if len(self.session) else len(self)
 
     @property
     def span_s(self) -> float:
@@ -85,7 +104,7 @@ class Workload:
         if not self.block_hashes:
             return ()
         own = self.block_hashes[index]
-        full = int(self.prompt_tokens[index]) // block_tokens
+        full = int(self.prompt_tokens[index] + (self.output_tokens[index] if len(self.session) else 0)) // block_tokens
         if self.hash_block_tokens % block_tokens == 0:
             parts = self.hash_block_tokens // block_tokens
             fine = (np.repeat(own, parts) * parts + np.tile(np.arange(parts), len(own)))[:full]
@@ -104,6 +123,8 @@ class Workload:
             prompt_tokens=self.prompt_tokens[positions],
             output_tokens=self.output_tokens[positions],
             block_hashes=tuple(self.block_hashes[i] for i in positions) if self.block_hashes else (),
+            session=self.session[positions] if len(self.session) else self.session,
+            gap_ns=self.gap_ns[positions] if len(self.session) else self.gap_ns,
         )
 
     def first(self, count: int) -> Workload:

@@ -48,8 +48,8 @@ class Limits:
     def of(cls, device: Device, dtype: str, kv_dtype: str | None = None) -> Limits:
         """Limits of `device` for this dtype of operands, and of the cache of keys and values."""
         return cls(
-            device.peak_flops_per_s(dtype),
-            device.hbm_bytes_per_s,
+            device.peak_flops_per_s(dtype) * device.sustained_share,
+            device.hbm_bytes_per_s * device.memory_share,
             device.cores,
             device.last_level_cache_bytes,
             device.link_bytes_per_s,
@@ -338,6 +338,26 @@ def collective(p: Parameters, limits: Limits, c: Columns, xp: Any = np) -> Any:
     ranks, message = c["ranks"], c["message_bytes"]
     wire = 2.0 * (ranks - 1.0) / ranks * message / (limits.link_bytes_per_s * p["bandwidth"])
     return p["latency_s"] + p["rank_s"] * ranks + wire + p["root_s"] * (message / 1048576.0) ** 0.5
+
+
+@form(
+    "collective_ring",
+    latency_s=(6e-6, 1e-7, 1e-3),
+    hop_s=(2.4e-6, 1e-7, 1e-4),
+    slow_hop_s=(7.5e-6, 1e-7, 1e-3),
+    flagged_bytes=(1.0e5, 1e2, 1e9),
+    bandwidth=(0.46, 0.005, 2.0),
+)
+def collective_ring(p: Parameters, limits: Limits, c: Columns, xp: Any = np) -> Any:
+    """An all-reduce around a ring: 2 (r-1) hops, each passing 1/r of the message on.
+
+    Small messages carry their flags with the data and hop quickly; from `flagged_bytes` on every hop waits for a fence. That
+    and the latencies are what NCCL does over PCIe; the fraction of the link is what its copies through the host leave.
+    """
+    ranks, message = c["ranks"], c["message_bytes"]
+    hops = 2.0 * (ranks - 1.0)
+    hop_s = xp.where(message < p["flagged_bytes"], p["hop_s"], p["slow_hop_s"])
+    return p["latency_s"] + hops * hop_s + hops / ranks * message / (limits.link_bytes_per_s * p["bandwidth"])
 
 
 @form("collective_knots")

@@ -34,6 +34,9 @@ from llmlab.simulator.model.description import (
     load_model,
 )
 
+ONE_SHOT_BANDWIDTH = 0.6
+"""Fraction of the link that an exchange reaches in which every rank reads all the others' values."""
+
 DECODE_LAUNCH_S = 8.0e-6
 """Start and end of a decode kernel that is no curve's: about what those of the curves take."""
 
@@ -174,7 +177,7 @@ class StepCost:
         if isinstance(operator, Experts):
             return profile.curve("moe", self.weight_dtype), self.weight_dtype
         if isinstance(operator, Collective):
-            return profile.curve(operator.kind), wide
+            return profile.collective(operator.kind, self.tensor_parallel)[0], wide
         if isinstance(operator, Moved):
             return profile.curve("memory", operator.name), wide
         raise TypeError(f"{operator} has no curve of rows")
@@ -198,11 +201,19 @@ class StepCost:
         else:
             assert isinstance(operator, Collective)
             columns = {"ranks": self.tensor_parallel, "message_bytes": rows * operator.bytes_per_row}
+            link = self.profile.collective(operator.kind, self.tensor_parallel)[1]
+            limits = replace(limits, link_bytes_per_s=link)
         parameters = priced.curve.parameters
         if "launch_floor_s" in parameters:  # the host's launches are the engine's, and priced there
             parameters = {**parameters, "launch_floor_s": 1e-12}
-        times = operator.count * (self.engine.elementwise_share if priced.kind == "elementwise" else 1.0)
-        return np.asarray(FORMS[priced.curve.form].seconds(parameters, limits, columns, np)) * times
+        share = {"elementwise": self.engine.elementwise_share, "gemm": self.engine.gemm_share}.get(priced.kind, 1.0)
+        seconds = np.asarray(FORMS[priced.curve.form].seconds(parameters, limits, columns, np))
+        if isinstance(operator, Collective) and operator.kind == "all_reduce" and self.engine.one_shot_rows:
+            start = FORMS[priced.curve.form].seconds(parameters, limits, columns | {"message_bytes": 0.0 * rows + 1.0}, np)
+            others = (self.tensor_parallel - 1.0) * columns["message_bytes"]
+            one_shot = start + others / (limits.link_bytes_per_s * ONE_SHOT_BANDWIDTH)
+            seconds = np.where(rows <= self.engine.one_shot_rows, one_shot, seconds)
+        return seconds * (operator.count * share)
 
     def _table(self, which: str) -> np.ndarray:
         rows = _GRID.astype(float)

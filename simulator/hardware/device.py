@@ -72,6 +72,9 @@ class Device:
         flops_per_s: peak by dtype; `bfloat16` is the tensor-core rate where there is one.
         cores: multiprocessors (or processor cores): tiles are dealt to them in waves.
         link_bytes_per_s: to devices of the same node, one direction.
+        bridge_bytes_per_s: to the other devices of a bridged group of `bridge_devices`, where only some are joined directly.
+        memory_share: part of the memory's peak that the curves' fractions are of (below 1 where error correction takes a part).
+        sustained_share: part of the arithmetic peak that the power limit leaves under load, beyond what the curves show.
         profile: name of the fitted curves in `profiles/`, and `fitted` says whether they were fitted on this very device.
     """
 
@@ -85,6 +88,10 @@ class Device:
     aliases: tuple[str, ...] = ()
     link: str = "none"
     link_bytes_per_s: float = 32e9
+    bridge_bytes_per_s: float = 0.0
+    bridge_devices: int = 1
+    memory_share: float = 1.0
+    sustained_share: float = 1.0
     host_link_bytes_per_s: float = 32e9
     devices_per_node: int = 1
     node_link_bytes_per_s: float = 12.5e9
@@ -147,6 +154,9 @@ _POSITIVE = {
     "cores",
     "last_level_cache_bytes",
     "link_bytes_per_s",
+    "bridge_devices",
+    "memory_share",
+    "sustained_share",
     "host_link_bytes_per_s",
     "devices_per_node",
     "node_link_bytes_per_s",

@@ -59,6 +59,19 @@ class DeviceProfile:
                 return Curve.prior(name)
         raise InputError(self.device.name, "curve", kind, "no curve and no formula of that name")
 
+    def collective(self, kind: str, ranks: int) -> tuple[Curve, float]:
+        """The curve of a collective among `ranks` devices of a node, and the bytes per second of the link it goes over.
+
+        Curves of another device's switched links say nothing about a ring through the host; those of a library's ring do about
+        a bridged pair.
+        """
+        device = self.device
+        if ranks <= device.bridge_devices:
+            return self.curves.get(f"{kind}.nccl") or self.curve(kind), device.bridge_bytes_per_s
+        if device.link.startswith("pcie") and not (device.fitted and kind in self.curves):
+            return Curve.prior("collective_ring"), device.link_bytes_per_s
+        return self.curve(kind), device.link_bytes_per_s
+
     def limits(self, dtype: str = "bfloat16", kv_dtype: str | None = None) -> Limits:
         """Datasheet limits for this dtype."""
         return Limits.of(self.device, dtype, kv_dtype)

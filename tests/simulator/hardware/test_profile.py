@@ -1,13 +1,14 @@
 """Profiles: the shipped ones, what a device without its own falls back on, and how a broken file is refused."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from llmlab.reference.errors import InputError
-from llmlab.simulator.cost.curves import FORMS, Curve
-from llmlab.simulator.hardware.device import device_sheets
+from llmlab.simulator.cost.curves import FORMS, Curve, Limits
+from llmlab.simulator.hardware.device import device_sheets, load_device_sheet
 from llmlab.simulator.hardware.profile import PRIOR_WIDENING, PROFILES, load_device, load_profile
 
 SHIPPED = sorted(path.stem for path in PROFILES.glob("*.json"))
@@ -114,3 +115,26 @@ def test_a_truncated_or_absent_profile_is_named(tmp_path):
 @pytest.mark.parametrize("name", [name for name, form in FORMS.items() if form.parameters])
 def test_a_prior_exists_for_every_formula(name):
     assert set(Curve.prior(name).parameters) == set(FORMS[name].parameters) | set(FORMS[name].choices)
+
+
+def test_a_ring_through_the_host_takes_more_than_switched_links_and_a_bridge_less():
+    card, switched = load_device("H100-NVL-94GB"), load_device("H100-SXM-80GB")
+    seconds = {}
+    for name, profile, ranks in (("bridge", card, 2), ("ring", card, 8), ("switch", switched, 8)):
+        curve, link = profile.collective("all_reduce", ranks)
+        limits = replace(profile.limits(), link_bytes_per_s=link)
+        seconds[name] = float(curve.seconds(limits, {"ranks": ranks, "message_bytes": 32e6}))
+    assert seconds["switch"] < seconds["bridge"] < seconds["ring"]
+
+
+def test_small_messages_of_a_ring_hop_quicker_than_fenced_ones():
+    ring, limits = Curve.prior("collective_ring"), load_device("L40S").limits()
+    small, large = (float(ring.seconds(limits, {"ranks": 8, "message_bytes": size})) for size in (64e3, 128e3))
+    assert large > 2 * small
+
+
+def test_shares_of_peaks_lower_the_limits():
+    sheet = load_device_sheet("L40S")
+    whole = replace(sheet, memory_share=1.0, sustained_share=1.0)
+    assert Limits.of(sheet, "fp8").bytes_per_s < Limits.of(whole, "fp8").bytes_per_s
+    assert Limits.of(sheet, "fp8").flops_per_s < Limits.of(whole, "fp8").flops_per_s

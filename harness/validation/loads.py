@@ -29,6 +29,12 @@ SHAREGPT_CV = (1.15, 0.96)
 
 IDENTITY_TOKENS = 16
 
+NOMINAL_SPREAD = 0.1
+"""Lengths of unknown distribution lie within this part of the nominal one."""
+
+DISTINCT_PROMPTS = 100
+"""What inference-perf's shared-prefix load cycles through; the round in which none is cached yet is left out."""
+
 MODES = (
     "static_batch",
     "offline_batch",
@@ -47,6 +53,8 @@ class Load:
 
     Attributes:
         warmup: requests sent first that are left out of every figure.
+        thinned: of the first round of clients only every so-manieth request counts: the benchmark went on for that many times
+            the later rounds simulated here, so that its start weighed less.
         whole_batch: all prompts are one step whatever the engine's limits (a static batch).
         offered_s: time from the first request until the last; throughput of an open loop is measured to its end.
     """
@@ -54,6 +62,13 @@ class Load:
     workload: Workload
     warmup: int = 0
     whole_batch: bool = False
+    thinned: int = 1
+
+    @property
+    def counted(self) -> np.ndarray:
+        """Indices of the requests that enter the figures."""
+        first = np.arange(self.warmup, self.workload.clients or self.warmup, self.thinned)
+        return np.concatenate([first, np.arange(max(self.warmup, self.workload.clients or 0), len(self.workload))])
 
 
 def metrics_of(row: MeasuredRow) -> tuple[str, ...]:
@@ -76,6 +91,12 @@ def _need(row: MeasuredRow, *columns: str) -> float:
     raise Unsimulated(f"{' and '.join(columns)} not stated")
 
 
+def _around(mean: float) -> tuple[int, int]:
+    """Shortest and longest where only a nominal length is known: equal lengths would keep all clients in step for ever."""
+    spread = round(mean * NOMINAL_SPREAD)
+    return max(1, round(mean) - spread), round(mean) + spread
+
+
 def _lengths(row: MeasuredRow, count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Prompt and output lengths with the row's means and the distribution it names (fixed where it names none)."""
     means = _need(row, "isl"), _need(row, "osl")
@@ -83,6 +104,8 @@ def _lengths(row: MeasuredRow, count: int, rng: np.random.Generator) -> tuple[np
     if match := re.search(r"uniform integer in \[(0?\.\d+)l, l\]", text):
         shortest = float(match.group(1))
         drawn = [synthetic.uniform(count, max(1, math.ceil(shortest * mean)), round(mean), rng) for mean in means]
+    elif "distribution not stated" in text:
+        drawn = [synthetic.uniform(count, *_around(mean), rng) for mean in means]
     elif "uniform up to" in text:
         drawn = [synthetic.uniform(count, 1, max(1, round(2 * mean) - 1), rng) for mean in means]
     elif "sharegpt" in text or "openorca" in text or text.startswith("dataset"):
@@ -104,10 +127,20 @@ def _shared(row: MeasuredRow, prompts: np.ndarray) -> tuple[np.ndarray, ...]:
     found = re.search(r"(\d+) system prompts?.*?system prompt (\d+) tok", text)
     prefix = int(found.group(2)) if found else 0
     if "shared_prefix" in row.text("dataset"):
-        return synthetic.cyclic_prompts(prompts, 100, 10, prefix, IDENTITY_TOKENS)
+        return synthetic.cyclic_prompts(prompts, DISTINCT_PROMPTS, 10, prefix, IDENTITY_TOKENS)
     if found and prefix >= IDENTITY_TOKENS:
         return synthetic.shared_prompts(prompts, int(found.group(1)), prefix, IDENTITY_TOKENS)
     return ()
+
+
+def _rounds(row: MeasuredRow, clients: int) -> int:
+    """Requests per client of a closed loop that is measured from its start; 0 where only its steady state is known.
+
+    InferenceX sends ten requests per client, all clients at once, after a warm-up that has ended by then.
+    """
+    if (requests := row.stated.get("num_requests")) is not None:
+        return max(1, round(requests / clients))
+    return 10 if "InferenceX" in row.text("len_dist") else 0
 
 
 def load_of(row: MeasuredRow) -> Load:
@@ -126,11 +159,17 @@ def load_of(row: MeasuredRow) -> Load:
         return Load(Workload(synthetic.at_once(count), prompts, outputs, name=row.row_id), whole_batch=True)
     if mode == "closed_loop_concurrency":
         clients = round(_need(row, "concurrency", "batch_size"))
-        count = clients * (1 + GENERATIONS)
+        rounds = _rounds(row, clients)
+        simulated = 1 + GENERATIONS
+        if rounds:
+            simulated = min(rounds, max(simulated, MOST_REQUESTS // clients))
+        count = clients * simulated
         prompts, outputs = _lengths(row, count, rng)
         hashes = _shared(row, prompts)
         workload = Workload(synthetic.at_once(count), prompts, outputs, hashes, IDENTITY_TOKENS, clients, name=row.row_id)
-        return Load(workload, warmup=clients)
+        if not rounds:
+            return Load(workload, warmup=clients)
+        return Load(workload, thinned=max(1, round((rounds - 1) / max(1, simulated - 1))))
     rate = (
         math.inf if mode in ("offline_batch", "burst_all_at_once", "offline_max_throughput") else _need(row, "request_rate_rps")
     )
@@ -148,4 +187,7 @@ def load_of(row: MeasuredRow) -> Load:
         arrivals = synthetic.constant(count, rate)
     else:
         arrivals = synthetic.poisson(count, rate, rng)
-    return Load(Workload(arrivals, prompts, outputs, _shared(row, prompts), IDENTITY_TOKENS, name=row.row_id))
+    hashes = _shared(row, prompts)
+    cycled = DISTINCT_PROMPTS if hashes and "shared_prefix" in row.text("dataset") else 0
+    workload = Workload(arrivals, prompts, outputs, hashes, IDENTITY_TOKENS, name=row.row_id)
+    return Load(workload, warmup=cycled if count > 2 * cycled else 0)

@@ -7,11 +7,13 @@ file and never silently dropped.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 
 from llmlab.reference.errors import InputError
 from llmlab.reference.models._config import ModelConfig
-from llmlab.reference.models._presets import preset
+from llmlab.reference.models._presets import preset, preset_names
 from llmlab.simulator.hardware.device import Device, load_device_sheet
 
 
@@ -19,25 +21,82 @@ class Unsimulated(Exception):  # noqa: N818 - an outcome with a reason, not a fa
     """This row is out of the simulator's reach; the message says why."""
 
 
-# What people hang on a model's name without changing its shape.
+# What people hang on a model's name without changing its shape: tuning, release dates, storage, quantization, packaging.
 _DRESSING = re.compile(
-    r"[-_](instruct|chat|it|hf|base|online|dynamic|fp8|fp8-dynamic|nvfp4|fp4|awq|gptq|int4|int8|w4a16|w8a8|bf16|fp16|quantized)"
-    r"(?=$|[-_.])",
+    r"[-_.:](?:instruct|chat|it|hf|base|online|dynamic|thinking|preview|exp|terminus|speciale|turbo|tput|reasoning|python|sft|dpo"
+    r"|(?:m|mx|nv)?fp[468](?:[-_]?(?:dynamic|block|kv|tput|v\d))?|awq|gptq|gguf|exl2|marlin|bnb|(?:int|w)[48](?:a(?:4|8|16))?(?:fp8)?"
+    r"|[48]-?bit|q\d_[a-z0-9_]+|bf16|fp16|float8|quantized(?:[-_.]w\d+a\d+)?|kv[-_]?fp8|mlx|2[45]\d\d|0[1-9][0-3]\d|20\d{6})"
+    r"(?=$|[-_.:])",
     re.IGNORECASE,
 )
 _SPELLINGS = (
     (r"^(?:meta-?)?llama-?2-(\d+)b$", "meta-llama/Llama-2-{0}b"),
     (r"^(?:meta-?)?llama-?3(?:\.0)?-(8|70)b$", "meta-llama/Meta-Llama-3-{0}B"),
-    (r"^(?:meta-?)?llama-?3[.p_-]([123])-(\d+)b$", "meta-llama/Llama-3.{0}-{1}B"),
-    (r"^code-?llama-(\d+)b(?:-python)?$", "codellama/CodeLlama-{0}b"),
+    (r"^(?:meta-?)?llama-?3[.p_-]?([123])-(\d+)b$", "meta-llama/Llama-3.{0}-{1}B"),
+    (r"^(?:meta-?)?llama-?4-(scout|maverick).*$", "meta-llama/Llama-4-{0}"),
+    (r"^code-?llama-(\d+)b$", "codellama/CodeLlama-{0}b"),
     (r"^mistral-7b$", "mistralai/Mistral-7B-v0.1"),
+    (r"^mistral-large(?:-2)?(?:-123b)?$", "mistralai/Mistral-Large-2407"),
     (r"^mixtral-8x(7|22)b$", "mistralai/Mixtral-8x{0}B-v0.1"),
     (r"^(?:acemath|qwen-?2[.]?5(?:-math|-coder)?)-([\d.]+)b$", "Qwen/Qwen2.5-{0}B"),
-    (r"^qwen-?3-([\d.]+)b$", "Qwen/Qwen3-{0}B"),
+    (r"^qwq-32b$", "Qwen/Qwen2.5-32B"),
+    (r"^qwen-?3-([\d.]+b(?:-a[\d.]+b)?)$", "Qwen/Qwen3-{0}"),
     (r"^deepseek-r1-distill-llama-8b$", "meta-llama/Llama-3.1-8B"),
     (r"^deepseek-r1-distill-llama-70b$", "meta-llama/Llama-3.3-70B"),
     (r"^deepseek-r1-distill-qwen-([\d.]+)b$", "Qwen/Qwen2.5-{0}B"),
+    (r"^deepseek-(?:v3(?:\.1)?|r1|v3/r1)$", "deepseek-ai/DeepSeek-V3"),
+    (r"^deepseek-v3\.2$", "deepseek-ai/DeepSeek-V3.2"),
+    (r"^kimi-k2(?:\.\d)?$", "moonshotai/Kimi-K2-Instruct"),
+    (r"^minimax-m2(?:\.\d)?$", "MiniMaxAI/MiniMax-M2"),
+    (r"^glm-4\.[5-7](-air)?$", "zai-org/GLM-4.5{0}"),
+    (r"^gpt-?oss-(20|120)b$", "openai/gpt-oss-{0}b"),
+    (r"^gpt-?j(?:-?6b)?$", "EleutherAI/gpt-j-6b"),
+    (r"^gpt-?3(?:-(6\.7|13|175)b)?$", "openai/gpt3-{0}b"),
+    (r"^(?:vicuna|alpaca|lmsys-vicuna|wizardlm|orca-2)-(7|13)b(?:-v[\d.]+)?$", "meta-llama/Llama-2-{0}b"),
+    (r"^(?:zephyr|openhermes|openchat)-?.*7b.*$", "mistralai/Mistral-7B-v0.1"),
 )
+_WITHIN = (
+    (r"llama-?3[.p_-]?([123])-(\d+)b", "meta-llama/Llama-3.{0}-{1}B"),
+    (r"llama-?3-(8|70)b", "meta-llama/Meta-Llama-3-{0}B"),
+    (r"llama-?2-(\d+)b", "meta-llama/Llama-2-{0}b"),
+    (r"qwen-?2\.?5-([\d.]+)b", "Qwen/Qwen2.5-{0}B"),
+    (r"mixtral-8x(7|22)b", "mistralai/Mixtral-8x{0}B-v0.1"),
+)
+"""Tuned descendants carry their parent's name somewhere within theirs ("Hermes-3-Llama-3.1-8B")."""
+
+
+@cache
+def _squeezed() -> dict[str, str]:
+    """Presets by their names without dressing, version of the first release, hyphens and case."""
+    found: dict[str, str] = {}
+    for name in preset_names():
+        short = name.rpartition("/")[2]
+        for one in (short, _undressed(short), re.sub(r"-v0\.1$", "", _undressed(short))):
+            found.setdefault(_bare(one), name)
+    return found
+
+
+def _bare(name: str) -> str:
+    return re.sub(r"[-_ .:]", "", name.lower())
+
+
+def _undressed(short: str) -> str:
+    while (plain := _DRESSING.sub("", short)) != short:
+        short = plain
+    return short
+
+
+def _spelled(text: str, spellings: Sequence[tuple[str, str]], whole: bool) -> ModelConfig | None:
+    for pattern, spelled in spellings:
+        if match := (re.match if whole else re.search)(pattern, text):
+            name = spelled.format(*(group or "" for group in match.groups()))
+            found = preset(name) or preset(_squeezed().get(_bare(name.rpartition("/")[2]), ""))
+            if found:
+                return found
+            near = [known for bare, known in _squeezed().items() if bare.startswith(_bare(name.rpartition("/")[2]))]
+            if len(near) == 1:
+                return preset(near[0])
+    return None
 
 
 def resolve_model(name: str) -> ModelConfig:
@@ -51,27 +110,52 @@ def resolve_model(name: str) -> ModelConfig:
     """
     if found := preset(name):
         return found
-    short = name.rpartition("/")[2].lower()
-    while (plain := _DRESSING.sub("", short)) != short:
-        short = plain
-    for pattern, spelled in _SPELLINGS:
-        if (match := re.match(pattern, short)) and (found := preset(spelled.format(*match.groups()))):
-            return found
-    if found := preset(short):
+    short = re.sub(r"\s*\(.*?\)", "", name.strip().lower()).replace(" ", "-")
+    for one in (short.partition("/")[2] or short, short.rpartition("/")[2]):
+        plain = _undressed(one)
+        for text in (one, plain, plain.replace("_", "-")):
+            if text and (found := _spelled(text, _SPELLINGS, True) or preset(text) or preset(_squeezed().get(_bare(text), ""))):
+                return found
+    if found := _spelled(short, _WITHIN, False):
         return found
     raise Unsimulated(f"no description of model {name}")
+
+
+_LOOSE = r"form factor not stated|power-capped|log does not print it|assumed|not stated"
 
 
 def resolve_device(name: str) -> Device:
     """The data sheet behind a published GPU name.
 
+    A name that leaves something open ("H100 (form factor not stated)") is taken as the usual device of that name, as one whose
+    curves are not its own: its intervals are wider.
+
     Raises:
-        Unsimulated: unknown, or described too loosely to price ("H100 (form factor not stated)").
+        Unsimulated: unknown.
+
+    >>> resolve_device("8x NVIDIA H200 SXM").name, resolve_device("H100 (form factor not stated)").fitted
+    ('H200-SXM-141GB', False)
     """
-    try:
-        return load_device_sheet(name)
-    except InputError:
-        raise Unsimulated(f"no description of device {name}") from None
+    text = re.sub(r"^\s*\d+\s*[x\u00d7*]\s*", "", name.strip().lower())
+    loose = bool(re.search(_LOOSE, text))
+    text = re.sub(r"\s*\(.*?\)", "", text).strip()
+    text = re.sub(r"^nvidia[\s_-]+", "", text)
+    text = re.sub(r"[\s_]+", "-", text)
+    tries = [text, re.sub(r"^(?:tesla|geforce|amd-instinct|amd)-", "", text)]
+    tries += [re.sub(r"-?(\d+)g(?:i?b)?(?=-|$)", "", one) for one in tuple(tries)]  # the memory's size, wherever it stands
+    tries += [re.sub(r"^rtx-?", "rtx-", one) for one in tuple(tries)]
+    tries += [
+        re.sub(r"-(?:sxm\d?|hbm\d?e?|tensor-core|gpu|hgx|dgx|blackwell|nvl72|nvl36|instinct)(?=-|$)", "", one)
+        for one in tuple(tries)
+    ]
+    tries += [re.sub(r"-", "", one) for one in tuple(tries)]
+    for one in dict.fromkeys(tries):
+        try:
+            found = load_device_sheet(one)
+        except InputError:
+            continue
+        return replace(found, fitted=False) if loose else found
+    raise Unsimulated(f"no description of device {name}")
 
 
 _DTYPES = (
@@ -111,7 +195,7 @@ def resolve_kv_dtype(stated: str, weight_dtype: str, engine: str) -> str:
     """
     if found := _dtype_in(stated):
         return found
-    if weight_dtype.startswith("fp") and engine in ("trtllm", "nim-trtllm"):
+    if weight_dtype.startswith("fp") and engine in ("trtllm", "nim-trtllm", "trtllm-v1"):
         return "fp8"
     return weight_dtype if weight_dtype in ("float16", "bfloat16", "float32") else "bfloat16"
 
@@ -136,6 +220,18 @@ class EngineFacts:
     reserves_outputs: bool = False
 
 
+def on_device(facts: EngineFacts, device: Device) -> EngineFacts:
+    """The defaults that an engine chooses by the device: vLLM's server halves and halves again its step on small ones.
+
+    Devices below 70 GiB, and the A100 whatever its memory, get steps of 2048 tokens and 256 requests (vLLM's engine
+    arguments, from its first V1 release on).
+    """
+    small = device.hbm_bytes < 70 * 2**30 or "A100" in device.name.upper()
+    if facts.key.startswith("vllm-v1") and small:
+        return replace(facts, max_num_seqs=256, max_num_batched_tokens=2048)
+    return facts
+
+
 def _older(version: str, than: tuple[int, int], year: int) -> bool:
     """Whether a version text names a release before `than`, or, where it is only a date, one before `year`."""
     if match := re.search(r"(?<![\d.])v?(\d+)\.(\d+)(?=\D|$)", version):
@@ -157,7 +253,10 @@ def resolve_engine(engine: str, version: str, date: str = "") -> EngineFacts:
     if "vllm" in name:
         if _older(version, (0, 8), 2025) and "0.1x" not in version:
             return EngineFacts("vllm-v0", chunked=False, max_num_seqs=256, max_num_batched_tokens=32768)
-        return EngineFacts("vllm-v1", chunked=True, max_num_seqs=1024, max_num_batched_tokens=8192, prefix_caching=True)
+        # Scheduling ahead of the device became the default in 0.14; before that every step waits for its schedule.
+        ahead = "0.1x" in version or not _older(version, (0, 14), 2025)
+        key = "vllm-v1" if ahead else "vllm-v1-sync"
+        return EngineFacts(key, chunked=True, max_num_seqs=1024, max_num_batched_tokens=8192, prefix_caching=True)
     if "sglang" in name:
         return EngineFacts("sglang", chunked=False, max_num_seqs=1024, max_num_batched_tokens=16384, prefix_caching=True)
     if "nim" in name:

@@ -24,6 +24,7 @@ from llmlab.harness.validation.loads import Load, load_of, metrics_of
 from llmlab.harness.validation.resolve import (
     EngineFacts,
     Unsimulated,
+    on_device,
     resolve_device,
     resolve_engine,
     resolve_kv_dtype,
@@ -97,7 +98,7 @@ def setup_of(row: MeasuredRow, engines: Mapping[str, EngineModel] | None = None)
         raise Unsimulated(f"{devices} devices for tensor parallelism {tensor}")
     if "spec_decode=True" in row.text("other_config") or "speculative" in row.text("notes"):
         raise Unsimulated("speculative decoding")
-    facts = resolve_engine(row.text("engine"), row.text("engine_version"), row.text("measured_date"))
+    facts = on_device(resolve_engine(row.text("engine"), row.text("engine_version"), row.text("measured_date")), device)
     weight_dtype = resolve_weight_dtype(row.text("weight_dtype"), row.model)
     kv_dtype = resolve_kv_dtype(row.text("kv_dtype"), weight_dtype, facts.key)
     engine = (engines or {}).get(facts.key) or load_engine(facts.key)
@@ -177,7 +178,8 @@ def measure(result: SimulationResult, load: Load, devices: int) -> dict[str, flo
     In a closed loop the rate follows from Little's law, clients / mean time in the system; else it is what was finished
     over the time from the first request to the last token.
     """
-    table = {name: values[load.warmup :] for name, values in result.requests.items()}
+    counted = load.counted
+    table = {name: values[counted] for name, values in result.requests.items()}
     done = np.isfinite(table["e2e_s"])
     if not done.any():
         return {}

@@ -36,8 +36,8 @@ class EngineModel:
         sustained_compute: matrix units' speed where one large kernel follows the other, against that of one timed alone: the
             power limit lowers the clock.
         prefill_from_cache: attention of a prompt reads keys and values in the cache's dtype; else as just computed, 16 bits.
-        gemm_share: time of matrix products in parts of what the curves say, for engines whose kernels are tuned to the shape and
-            take operands that the operator before has already quantized.
+        gemm_share: time of matrix products in parts of what the curves say, for engines whose kernels are tuned to the shape
+            and take operands that the operator before has already quantized.
         one_shot_rows: steps of at most this many tokens sum over the ranks in one exchange, every rank reading all the others'
             values, fused with the norm that follows; 0 where the curves choose.
         elementwise_share: part of the time of norms, rotations and activations that fusing them into their neighbours leaves.

@@ -28,6 +28,14 @@ from llmlab.harness.validation.resolve import (
         ("mistralai/Mistral-7B", 32, 4096),
         ("Qwen/Qwen3-14B-AWQ", 40, 5120),
         ("deepseek-ai/DeepSeek-R1-Distill-Llama-8B", 32, 4096),
+        ("nvidia/DeepSeek-R1-0528-FP4-v2", 61, 7168),
+        ("nvidia/Qwen3-235B-A22B-Thinking-2507-NVFP4", 94, 4096),
+        ("unsloth/gpt-oss-20b-BF16", 24, 2880),
+        ("MiniMaxAI/MiniMax-M2.5", 62, 3072),
+        ("RedHatAI/Meta-Llama-3.1-70B-Instruct-quantized.w8a8", 80, 8192),
+        ("NousResearch/Hermes-3-Llama-3.1-8B", 32, 4096),
+        ("mistralai/Mistral-Large-Instruct-2411", 88, 12288),
+        ("llama2-70b-chat-99", 80, 8192),
     ],
 )
 def test_a_published_name_finds_its_architecture(name: str, layers: int, width: int) -> None:
@@ -35,16 +43,36 @@ def test_a_published_name_finds_its_architecture(name: str, layers: int, width: 
     assert (found.num_hidden_layers, found.hidden_size) == (layers, width)
 
 
-@pytest.mark.parametrize("name", ["tiiuae/falcon-180B", "openai/gpt-oss-120b", "meta-llama/Llama-9-70B", ""])
+@pytest.mark.parametrize("name", ["somebody/falcon-9000B", "openai/gpt-oss-7b", "meta-llama/Llama-9-70B", ""])
 def test_an_unknown_model_says_so(name: str) -> None:
     with pytest.raises(Unsimulated, match="no description of model"):
         resolve_model(name)
 
 
-def test_an_unclear_device_is_not_guessed() -> None:
-    assert resolve_device("A100-80GB").name == "A100-SXM-80GB"
-    with pytest.raises(Unsimulated, match="form factor"):
-        resolve_device("H100 (form factor not stated)")
+@pytest.mark.parametrize(
+    ("name", "device"),
+    [
+        ("A100-80GB", "A100-SXM-80GB"),
+        ("8x NVIDIA H200 141GB HBM3e", "H200-SXM-141GB"),
+        ("RTX4090-24GB", "RTX-4090"),
+        ("H100-PCIe-80GB", "H100-PCIe-80GB"),
+        ("NVIDIA GB200 NVL72", "GB200-186GB"),
+    ],
+)
+def test_a_published_device_finds_its_data_sheet(name: str, device: str) -> None:
+    assert resolve_device(name).name == device
+
+
+def test_a_loosely_named_device_counts_as_not_measured() -> None:
+    loose = resolve_device("H100 (form factor not stated)")
+    assert loose.name == "H100-SXM-80GB"
+    assert not loose.fitted
+    assert resolve_device("H100-80GB").fitted
+
+
+def test_an_unknown_device_says_so() -> None:
+    with pytest.raises(Unsimulated, match="no description of device abacus"):
+        resolve_device("abacus")
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ HEADER = (
 STATIC = "s-1,made,meta-llama/Llama-2-7b,H100-SXM-80GB,1,trtllm,0.9.0,fp16,1,1,static_batch,8,,,,128,32,25,7,A,True"
 CLOSED = "c-1,made,meta-llama3-8b-instruct,A100-80GB,2,nim-trtllm,1.0,fp16,2,1,closed_loop_concurrency,,4,,,200,50,,,B,False"
 OPEN = "o-1,made,Qwen/Qwen3-14B,H100-SXM-80GB,1,vllm,0.15.1,bf16,1,1,open_loop_constant_rate,,,5,20,200,50,40,12,C,True"
-FALCON = "f-1,made,tiiuae/falcon-180B,H100-SXM-80GB,8,trtllm,0.9.0,fp8,8,1,static_batch,8,,,,128,32,25,7,A,True"
+FALCON = "f-1,made,somebody/falcon-9000B,H100-SXM-80GB,8,trtllm,0.9.0,fp8,8,1,static_batch,8,,,,128,32,25,7,A,True"
 
 
 def _row(
@@ -129,7 +129,7 @@ def test_the_result_has_its_promised_shape(tmp_path: Path) -> None:
     result = validate_serving([_file(tmp_path, STATIC, CLOSED, OPEN, FALCON)])
     assert set(result) == {"rows", "excluded", "summary"}
     assert all(tuple(row) == KEYS for row in result["rows"])
-    assert result["excluded"] == [{"row_id": "f-1", "reason": "no description of model tiiuae/falcon-180B"}]
+    assert result["excluded"] == [{"row_id": "f-1", "reason": "no description of model somebody/falcon-9000B"}]
     measured = {(row["row_id"], row["metric"]): row["measured"] for row in result["rows"]}
     assert measured["s-1", "ttft_mean_ms"] == 25.0
     assert {metric for row, metric in measured if row == "s-1"} == {"ttft_mean_ms", "tpot_mean_ms"}

@@ -145,6 +145,11 @@ class Log:
         )
 
 
+def too_long(index: int, tokens: int, longest_tokens: int) -> str:
+    """Say that a request passes the model's context."""
+    return f"request {index}: its {tokens} tokens pass the context of {longest_tokens} tokens"
+
+
 class Replica:
     """One engine: a scheduler, and a clock that asks how long each of its batches takes."""
 
@@ -350,7 +355,7 @@ class Cluster:
         """Route one request to a replica, unless it is longer than the model's context."""
         tokens = self.prompt_tokens[index] + self.output_tokens[index]
         if self.longest_tokens is not None and tokens > self.longest_tokens:
-            self.refuse(index, f"request {index}: its {tokens} tokens pass the context of {self.longest_tokens} tokens")
+            self.refuse(index, too_long(index, tokens, self.longest_tokens))
             return
         request = self.new_request(index)
         chosen = self.router.route(request)

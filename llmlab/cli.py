@@ -25,9 +25,11 @@ app = typer.Typer(
 simulate_app = typer.Typer(no_args_is_help=True, help="Simulate one run: metrics, per-request table, timeline.")
 plan_app = typer.Typer(no_args_is_help=True, help="Search deployments: the cheapest that keeps the promise, and why.")
 validate_app = typer.Typer(no_args_is_help=True, help="Predicted against measured, row by row.")
+workload_app = typer.Typer(no_args_is_help=True, help="Describe a request trace; fit a small synthetic twin of it.")
 app.add_typer(simulate_app, name="simulate")
 app.add_typer(plan_app, name="plan")
 app.add_typer(validate_app, name="validate")
+app.add_typer(workload_app, name="workload")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 Ids = Annotated[list[str] | None, typer.Argument(help="Component ids or families; all when none are given.")]
@@ -206,20 +208,28 @@ def calibrate_command(
 
 @validate_app.command("serving")
 def validate_serving_command(
-    runs: Annotated[list[Path], typer.Option("--runs", help="CSV (or .csv.gz) of measured rows; may be given several times.")],
+    runs: Annotated[
+        list[Path],
+        typer.Option(
+            "--runs",
+            help="CSV (or .csv.gz) of operating points, stages, single requests or engine steps, recognised by its columns; "
+            "may be given several times.",
+        ),
+    ],
     core: Annotated[bool, typer.Option("--core", help="Only rows marked core: one node, dense Llama family.")] = False,
     limit: Annotated[int | None, typer.Option(help="At most this many rows, spread over the files.")] = None,
     json_output: Json = False,
 ) -> None:
     """Simulate every row of published serving measurements; predicted, measured, error, interval, and a summary."""
-    from llmlab.harness.validation.serving import summary_tables, validate_serving
+    from llmlab.harness.validation.measured_files import replay_tables, validate_files
+    from llmlab.harness.validation.serving import summary_tables
 
     with progress_bar("simulating") as advance:
-        result = validate_serving(runs, core=core, limit=limit, progress=advance)
+        result = validate_files(runs, core=core, limit=limit, progress=advance)
     if json_output:
         emit(result)
     else:
-        for title, rows in summary_tables(result):
+        for title, rows in [*summary_tables(result), *replay_tables(result)]:
             show(title, rows)
 
 
@@ -291,6 +301,65 @@ def simulate_serve_command(
     else:
         for title, rows in rows_of(result, objective):
             show(title, rows)
+
+
+TRACE_HELP = (
+    "Trace (Azure, BurstGPT, Mooncake; .csv, .jsonl), result of vllm bench serve, GuideLLM or inference-perf, ShareGPT "
+    "conversations (.json), or workload file (.yaml); also .gz."
+)
+
+
+@workload_app.command("describe")
+def workload_describe_command(
+    trace: Annotated[Path, typer.Argument(help=TRACE_HELP)],
+    seed: Annotated[int, typer.Option(help="Of the draws of a workload file.")] = 0,
+    json_output: Json = False,
+) -> None:
+    """Rate, burstiness at 1, 10 and 60 s, lengths, shared prefixes."""
+    from llmlab.simulator.workload.fit import flat
+    from llmlab.simulator.workload.spec import load_workload
+    from llmlab.simulator.workload.statistics import describe
+
+    workload = load_workload(trace, seed)
+    found = describe(workload)
+    if json_output:
+        emit({"workload": workload.name} | found)
+    else:
+        show(workload.name, [{"statistic": k, "value": "-" if v is None else v} for k, v in flat(found).items()])
+
+
+@workload_app.command("fit")
+def workload_fit_command(
+    trace: Annotated[Path, typer.Argument(help=TRACE_HELP)],
+    out: Annotated[Path | None, typer.Option(help="Write the workload file here (.yaml).")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw trace and synthetic twin (.png, .svg, .pdf).")] = None,
+    seed: Annotated[int, typer.Option(help="Of every random draw.")] = 0,
+    json_output: Json = False,
+) -> None:
+    """Fit a small workload file: its synthetic traffic has the trace's rate, burstiness, lengths and prefix sharing."""
+    from llmlab.reports.workload_figure import draw
+    from llmlab.simulator.workload.fit import fit_workload
+    from llmlab.simulator.workload.spec import WorkloadSpec, load_workload, make_workload
+    from llmlab.simulator.workload.statistics import spread_over_grid
+
+    workload = load_workload(trace, seed)
+    with progress_bar("fitting") as advance:
+        found = fit_workload(workload, seed=seed, progress=advance)
+    if out is not None:
+        found.write(out)
+    if plot is not None:
+        twin = make_workload(WorkloadSpec.model_validate(found.content), seed, trace)
+        draw([(workload.name, spread_over_grid(workload, seed)[0]), ("synthetic twin", twin)], plot)
+    if json_output:
+        emit({"workload": workload.name, "fit": found.content, "statistics": found.rows(), "notes": list(found.notes)})
+        return
+    show(
+        f"{workload.name}: trace and synthetic twin",
+        [{k: "-" if v is None else v for k, v in row.items()} for row in found.rows()],
+    )
+    for note in found.notes:
+        console().print(f"Note: {note}.")
+    console().print(f"Written: {out}" if out is not None else "Nothing written; --out FILE.yaml keeps the fit.")
 
 
 @plan_app.command("serve")

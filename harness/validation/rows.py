@@ -91,7 +91,12 @@ class MeasuredRow:
         return self.text("quality").strip().upper() != "C"
 
 
-def _decoded(path: Path) -> str:
+def decoded(path: Path) -> str:
+    """Text of a file, unpacked where its name ends in .gz.
+
+    Raises:
+        InputError: it cannot be read, unpacked or decoded.
+    """
     try:
         data = path.read_bytes()
         if path.suffix == ".gz":
@@ -177,7 +182,7 @@ def _row(path: Path, line: int, cells: Mapping[str, str]) -> MeasuredRow:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    reader = csv.reader(io.StringIO(_decoded(path)), strict=True)
+    reader = csv.reader(io.StringIO(decoded(path)), strict=True)
     try:
         header = [name.strip() for name in next(reader, [])]
         if not any(header):

@@ -76,6 +76,8 @@ class LlamaTorch:
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
+        if not config.runnable:
+            raise ValueError(f"{config.name}: model_type={config.model_type!r} can be priced, not run")
         if config.is_moe:
             raise ValueError(f"{config.name}: model_type={config.model_type!r} has experts; this model is dense")
         check_weights(config, weights)

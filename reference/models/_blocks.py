@@ -41,8 +41,10 @@ def decoder(
     `past` holds the tokens before these; `present` holds them and these, and is the next call's `past`.
 
     Raises:
-        ValueError: a token id outside the vocabulary.
+        ValueError: an architecture that can only be priced, or a token id outside the vocabulary.
     """
+    if not config.runnable:
+        raise ValueError(f"{config.name}: model_type={config.model_type!r} can be priced, not run")
     x_BTD = embedding(ids_BT, weights["model.embed_tokens.weight"])
     present = []
     for layer in range(config.num_hidden_layers):

@@ -27,6 +27,7 @@ _KEY_VALUE_HEADS = {
     "qwen3_moe": 4,
 }
 MODEL_TYPES = tuple(_KEY_VALUE_HEADS)
+"""The families the reference models are built for; `_families.py` reads more, to be priced only."""
 _LONG = {"llama": 2048, "mistral": 131072, "mixtral": 131072}
 _HEAD_DIM = {"qwen3": 128}
 _LARGEST = 2**40  # a size above this is a typing error, and would overflow products in 64 bits
@@ -53,12 +54,63 @@ class Rope:
 
 
 @dataclass(frozen=True)
+class LatentAttention:
+    """Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434, section 2.1): the cache holds one latent per token.
+
+    Attributes:
+        query_rank: width of the compressed query; 0 where queries are projected directly.
+        kv_rank: width of the latent that keys and values are expanded from.
+        nope_width, rope_width: parts of a head's query and key without and with rotation; the rotated key is shared by heads.
+        value_width: of one head.
+        index_topk: keys a query attends to after an indexer has scored all (DeepSeek-V3.2); 0 where it attends to all.
+        index_heads, index_width: of that indexer.
+    """
+
+    query_rank: int
+    kv_rank: int
+    nope_width: int
+    rope_width: int
+    value_width: int
+    index_topk: int = 0
+    index_heads: int = 0
+    index_width: int = 0
+
+    @property
+    def cached_width(self) -> int:
+        """Elements one token adds to the cache of one layer, the indexer's keys not counted."""
+        return self.kv_rank + self.rope_width
+
+
+@dataclass(frozen=True)
+class GatedDelta:
+    """Linear attention by the gated delta rule (arXiv:2412.06464): a state of fixed size per request instead of a cache.
+
+    Attributes:
+        key_heads, value_heads, key_width, value_width: sizes of the state: value_heads matrices of key_width x value_width.
+        kernel: taps of the causal convolution before it.
+    """
+
+    key_heads: int
+    value_heads: int
+    key_width: int
+    value_width: int
+    kernel: int = 4
+
+    @property
+    def state_elements(self) -> int:
+        """Elements of one request's state in one layer."""
+        return self.value_heads * self.key_width * self.value_width
+
+
+@dataclass(frozen=True)
 class ModelConfig:
-    """One decoder-only transformer of the Llama family: dense or mixture of experts.
+    """One decoder-only transformer: dense or mixture of experts.
+
+    The families of `MODEL_TYPES` can be run; others (`runnable` false) are described well enough to be priced.
 
     Attributes:
         name: where it came from: a preset's name, a path, or whatever the caller said.
-        model_type: llama, mistral, qwen2, qwen3, mixtral, qwen2_moe or qwen3_moe.
+        model_type: as in the file: llama, mistral, qwen2, qwen3, mixtral, qwen2_moe, qwen3_moe, or one of `_families.py`.
         hidden_size: model width D.
         intermediate_size: feed-forward width F of a dense layer.
         num_hidden_layers: decoder layers.
@@ -86,6 +138,19 @@ class ModelConfig:
         bos_token_id: id put in front of a text, or None.
         eos_token_ids: ids that end a text.
         dtype: dtype the weights are stored in ("bfloat16", "float16", "float32").
+        latent: latent attention in every layer; None where keys and values are cached.
+        linear: sizes of the layers that `linear_layers` names; None where there are none.
+        linear_layers: per layer, whether it is linear attention instead of softmax attention.
+        query_gate: the query projection also makes an output gate as wide as the queries (Qwen3-Next).
+        gated_mlp: dense layers have a gate, three matrices instead of two.
+        parallel_block: attention and feed-forward read the same input and are summed once (GPT-J, Falcon).
+        learned_positions: rows of a table of absolute positions; 0 where positions are rotated.
+        norm_bias: norms have a bias beside their weight (LayerNorm).
+        norms_per_layer: 2 in most, 4 in Gemma 2 and 3, 1 in parallel blocks.
+        shared_expert_gate: the always-on expert is scaled by a gate of its own (Qwen2-MoE).
+        expert_bias: routed experts and the router have biases (gpt-oss).
+        head_bias: the output matrix has a bias.
+        runnable: one of `MODEL_TYPES`.
     """
 
     name: str
@@ -117,6 +182,19 @@ class ModelConfig:
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     dtype: str = "bfloat16"
+    latent: LatentAttention | None = None
+    linear: GatedDelta | None = None
+    linear_layers: tuple[bool, ...] = ()
+    query_gate: bool = False
+    gated_mlp: bool = True
+    parallel_block: bool = False
+    learned_positions: int = 0
+    norm_bias: bool = False
+    norms_per_layer: int = 2
+    shared_expert_gate: bool = False
+    expert_bias: bool = False
+    head_bias: bool = False
+    runnable: bool = True
 
     @property
     def group_size(self) -> int:
@@ -146,9 +224,20 @@ class ModelConfig:
         """Keys a query of this layer may see, itself included; None when it sees everything before it."""
         return self.sliding_window if self.windowed_layers and self.windowed_layers[layer] else None
 
+    def is_linear(self, layer: int) -> bool:
+        """Whether this layer is linear attention."""
+        return bool(self.linear_layers) and self.linear_layers[layer]
+
     def layer_shapes(self, layer: int) -> dict[str, tuple[int, ...]]:
-        """Shapes of one layer's weights by their Hugging Face name within the layer; matrices are [out, in]."""
+        """Shapes of one layer's weights by their Hugging Face name within the layer; matrices are [out, in].
+
+        Families that are only priced go by the same names, whatever their files say.
+        """
         D, Q, KV, H = self.hidden_size, self.query_width, self.key_value_width, self.head_dim
+        if not self.runnable:
+            from llmlab.reference.models._families import layer_shapes
+
+            return layer_shapes(self, layer)
         shapes: dict[str, tuple[int, ...]] = {"input_layernorm.weight": (D,)}
         for name, width in (("q", Q), ("k", KV), ("v", KV)):
             shapes[f"self_attn.{name}_proj.weight"] = (width, D)
@@ -164,9 +253,9 @@ class ModelConfig:
             E, M = self.num_experts, self.moe_intermediate_size
             shapes |= {"mlp.gate.weight": (E, D), "mlp.experts.gate_up_proj": (E, 2 * M, D), "mlp.experts.down_proj": (E, D, M)}
             if S := self.shared_expert_intermediate_size:
-                shapes |= _gated("mlp.shared_expert.", D, S, bias=False) | {"mlp.shared_expert_gate.weight": (1, D)}
+                shapes |= gated_shapes("mlp.shared_expert.", D, S, bias=False) | {"mlp.shared_expert_gate.weight": (1, D)}
         else:
-            shapes |= _gated("mlp.", D, self.intermediate_size, bias=self.mlp_bias)
+            shapes |= gated_shapes("mlp.", D, self.intermediate_size, bias=self.mlp_bias)
         return shapes
 
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -177,16 +266,23 @@ class ModelConfig:
         shapes["model.norm.weight"] = (self.hidden_size,)
         if not self.tie_word_embeddings:
             shapes["lm_head.weight"] = (self.vocab_size, self.hidden_size)
+        if self.learned_positions:
+            shapes["model.embed_positions.weight"] = (self.learned_positions, self.hidden_size)
+        if self.norm_bias:
+            shapes["model.norm.bias"] = (self.hidden_size,)
+        if self.head_bias:
+            shapes["lm_head.bias"] = (self.vocab_size,)
         return shapes
 
     @property
     def num_parameters(self) -> int:
         """All weights, a tied output matrix counted once."""
         layers = self.num_hidden_layers * _size(self.layer_shapes(0))
-        if self.sparse_layers:
+        if self.sparse_layers or self.linear_layers:
             layers = sum(_size(self.layer_shapes(layer)) for layer in range(self.num_hidden_layers))
         matrices = 1 if self.tie_word_embeddings else 2
-        return layers + matrices * self.vocab_size * self.hidden_size + self.hidden_size
+        tables = (matrices * self.vocab_size + self.learned_positions) * self.hidden_size
+        return layers + tables + self.hidden_size * (1 + self.norm_bias) + self.vocab_size * self.head_bias
 
     @property
     def num_active_parameters(self) -> int:
@@ -195,8 +291,9 @@ class ModelConfig:
         return self.num_parameters - sum(self.sparse_layers) * unused * 3 * self.hidden_size * self.moe_intermediate_size
 
     def kv_bytes_per_token(self, itemsize: float = 2.0) -> float:
-        """Bytes of keys and values one token adds over all layers, windows not deducted."""
-        return 2 * self.num_hidden_layers * self.key_value_width * itemsize
+        """Bytes of keys and values (or latents) one token adds over all layers, windows not deducted."""
+        width = self.latent.cached_width if self.latent else 2 * self.key_value_width
+        return (self.num_hidden_layers - sum(self.linear_layers)) * width * itemsize
 
     def renamed(self, name: str) -> ModelConfig:
         """The same architecture under another name."""
@@ -220,7 +317,9 @@ class ModelConfig:
         """
         if not isinstance(d, Mapping):
             raise InputError(where, "", d, "must be a JSON object with the fields of a config.json")
-        return _read(_Fields(d, where))
+        if "num_hidden_layers" not in d and isinstance(d.get("text_config"), Mapping):
+            d = d["text_config"]  # a model that also sees pictures: its decoder
+        return _read(Fields(d, where))
 
     @classmethod
     def from_json(cls, path: str | Path) -> ModelConfig:
@@ -241,7 +340,8 @@ class ModelConfig:
         return cls.from_dict(parsed, str(path))
 
 
-def _gated(prefix: str, D: int, F: int, *, bias: bool) -> dict[str, tuple[int, ...]]:
+def gated_shapes(prefix: str, D: int, F: int, *, bias: bool) -> dict[str, tuple[int, ...]]:
+    """Shapes of gate, up and down projections; matrices are [out, in]."""
     shapes: dict[str, tuple[int, ...]] = {}
     for name, rows, columns in (("gate_proj", F, D), ("up_proj", F, D), ("down_proj", D, F)):
         shapes[f"{prefix}{name}.weight"] = (rows, columns)
@@ -258,7 +358,7 @@ _absent: Any = object()
 
 
 @dataclass(frozen=True)
-class _Fields:
+class Fields:
     """Typed reading of a parsed file; every complaint names file, field and value."""
 
     d: Mapping[str, Any]
@@ -322,10 +422,14 @@ class _Fields:
         return tuple(one for one in listed if one >= 0)
 
 
-def _read(f: _Fields) -> ModelConfig:
+def _read(f: Fields) -> ModelConfig:
     model_type = f.text("model_type")
     if model_type not in MODEL_TYPES:
-        raise InputError(f.where, "model_type", model_type, f"is none of {', '.join(MODEL_TYPES)}")
+        from llmlab.reference.models._families import PRICED_TYPES, read_priced
+
+        if model_type in PRICED_TYPES:
+            return read_priced(f, model_type)
+        raise InputError(f.where, "model_type", model_type, f"is none of {', '.join((*MODEL_TYPES, *PRICED_TYPES))}")
     layers, D, N = f.count("num_hidden_layers"), f.count("hidden_size"), f.count("num_attention_heads")
     if layers > 10_000:
         raise InputError(f.where, "num_hidden_layers", layers, "is too large to be a number of layers")
@@ -378,7 +482,7 @@ def _read(f: _Fields) -> ModelConfig:
     )
 
 
-def _experts(f: _Fields, model_type: str, layers: int, qwen: bool) -> dict[str, Any]:
+def _experts(f: Fields, model_type: str, layers: int, qwen: bool) -> dict[str, Any]:
     field = "num_experts" if f.d.get("num_experts") is not None else "num_local_experts"
     E = f.count(field)
     k = f.count("num_experts_per_tok")
@@ -401,7 +505,7 @@ def _experts(f: _Fields, model_type: str, layers: int, qwen: bool) -> dict[str, 
     }
 
 
-def _windows(f: _Fields, model_type: str, layers: int) -> tuple[int | None, tuple[bool, ...]]:
+def _windows(f: Fields, model_type: str, layers: int) -> tuple[int | None, tuple[bool, ...]]:
     """The window and the layers it holds in: all in Mistral and Mixtral, those past `max_window_layers` in Qwen."""
     if model_type == "llama" or (model_type.startswith("qwen") and not f.flag("use_sliding_window", False)):
         return None, ()
@@ -424,7 +528,7 @@ def _windows(f: _Fields, model_type: str, layers: int) -> tuple[int | None, tupl
 _ROPE_KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
 
 
-def _rope(f: _Fields, theta: float, longest: int) -> Rope:
+def _rope(f: Fields, theta: float, longest: int) -> Rope:
     """Transformers 4 keeps `rope_theta` outside `rope_scaling`; transformers 5 keeps all in `rope_parameters`."""
     name = "rope_parameters" if f.d.get("rope_parameters") is not None else "rope_scaling"
     given = f.d.get(name)
@@ -433,7 +537,7 @@ def _rope(f: _Fields, theta: float, longest: int) -> Rope:
         return Rope(theta)
     if not isinstance(given, Mapping):
         raise InputError(f.where, name, given, "must be a JSON object or null")
-    r = _Fields(given, f"{f.where}: {name}")
+    r = Fields(given, f"{f.where}: {name}")
     kind = r.text("rope_type", r.text("type", "default"))
     kind = {"su": "longrope"}.get(kind, kind)
     if kind not in _ROPE_KINDS:

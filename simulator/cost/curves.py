@@ -320,6 +320,55 @@ def attention_decode(p: Parameters, limits: Limits, c: Columns, xp: Any = np) ->
     return p["latency_s"] + batch * (p["request_s"] + p["head_s"] * c["heads"]) + busy
 
 
+@form(
+    "attention_decode_mla",
+    latency_s=(2.5e-5, 1e-7, 1e-2),
+    latency_per_doubling_s=(5e-7, 1e-10, 1e-4),
+    request_s=(2e-8, 1e-11, 1e-3),
+    head_s=(1e-9, 1e-12, 1e-3),
+    bandwidth=(0.6, 0.01, 1.3),
+    efficiency=(0.5, 0.005, 1.3),
+    head_tile=(64.0, 1.0, 128.0),
+    sharpness=(3.0, 1.0, 20.0),
+)
+def attention_decode_mla(p: Parameters, limits: Limits, c: Columns, xp: Any = np) -> Any:
+    """One query token per request against latents that all heads share: bytes read once, but all heads' FLOPs.
+
+    Fewer heads than `head_tile` cost as many. Both products run over about the latent's width.
+    """
+    batch, heads, keys = c["batch"], c["heads"], _seen(c["context_tokens"], c["window"], xp)
+    elements = batch * keys * c["latent_width"]
+    memory = limits.kv_bytes * elements / (limits.bytes_per_s * p["bandwidth"])
+    compute = 4.0 * elements * xp.maximum(heads, p["head_tile"]) / (limits.flops_per_s * p["efficiency"])
+    start = p["latency_s"] + p["latency_per_doubling_s"] * xp.log2(1.0 + keys / 64.0)
+    return start + batch * (p["request_s"] + p["head_s"] * heads) + _join(memory, compute, p["sharpness"])
+
+
+@form(
+    "attention_prefill_mla",
+    latency_s=(3e-5, 1e-7, 1e-2),
+    token_s=(1e-9, 1e-13, 1e-5),
+    efficiency=(0.5, 0.005, 1.3),
+    bandwidth=(0.5, 0.01, 1.5),
+    passes=(3.0, 0.1, 30.0),
+    chain_s=(1.2e-8, 1e-11, 1e-5),
+    sharpness=(2.0, 1.0, 20.0),
+)
+def attention_prefill_mla(p: Parameters, limits: Limits, c: Columns, xp: Any = np) -> Any:
+    """Causal attention of new tokens with keys and values expanded from latents, those of cached tokens anew for every step.
+
+    Expanding a cached token multiplies its latent by the heads' matrices; keys and values are written and read `passes` times.
+    """
+    batch, new, cached, heads, width = c["batch"], c["new_tokens"], c["context_tokens"], c["heads"], c["head_width"]
+    mean_keys = _seen(cached + 0.5 * (new + 1.0), c["window"], xp)
+    pairs = 4.0 * width * new * mean_keys + 4.0 * c["latent_width"] * width * _seen(cached, c["window"], xp)
+    compute = batch * heads * pairs / (limits.flops_per_s * p["efficiency"])
+    moved = 2.0 * batch * heads * width * p["passes"] * (new + cached)
+    chain = p["chain_s"] * _seen(cached + new, c["window"], xp)
+    busy = _join(compute + moved / (limits.bytes_per_s * p["bandwidth"]), chain, p["sharpness"])
+    return p["latency_s"] + p["token_s"] * batch * new + busy
+
+
 @form("memory", latency_s=(2e-6, 1e-8, 1e-2), bandwidth=(0.75, 0.001, 5.0), sharpness=(2.0, 1.0, 20.0))
 def memory(p: Parameters, limits: Limits, c: Columns, xp: Any = np) -> Any:
     """Norms, rotations, activations, look-ups: launch joined with bytes moved."""
@@ -342,17 +391,17 @@ def collective(p: Parameters, limits: Limits, c: Columns, xp: Any = np) -> Any:
 
 @form(
     "collective_ring",
-    latency_s=(6e-6, 1e-7, 1e-3),
-    hop_s=(2.4e-6, 1e-7, 1e-4),
-    slow_hop_s=(7.5e-6, 1e-7, 1e-3),
+    latency_s=(3.3e-5, 1e-7, 1e-3),
+    hop_s=(2e-7, 1e-8, 1e-4),
+    slow_hop_s=(4e-6, 1e-7, 1e-3),
     flagged_bytes=(1.0e5, 1e2, 1e9),
-    bandwidth=(0.46, 0.005, 2.0),
+    bandwidth=(0.47, 0.005, 2.0),
 )
 def collective_ring(p: Parameters, limits: Limits, c: Columns, xp: Any = np) -> Any:
     """An all-reduce around a ring: 2 (r-1) hops, each passing 1/r of the message on.
 
     Small messages carry their flags with the data and hop quickly; from `flagged_bytes` on every hop waits for a fence. That
-    and the latencies are what NCCL does over PCIe; the fraction of the link is what its copies through the host leave.
+    is what NCCL does over PCIe. The first guess is fitted on tensor-parallel runs of such cards (static batches, 2 to 8 ranks).
     """
     ranks, message = c["ranks"], c["message_bytes"]
     hops = 2.0 * (ranks - 1.0)

@@ -91,6 +91,7 @@ class StepCost:
         tensor_parallel: devices in the group.
         weight_dtype: of the matrices; int4 and fp4 are multiplied in bfloat16 where the device has no such arithmetic.
         kv_dtype: of the cache of keys and values.
+        expert_parallel, attention_data_parallel: how the group shares experts and requests, see `ModelDescription.operators`.
         engine: host constants; those measured with the profile, or generic ones, when not given.
 
     Raises:
@@ -105,12 +106,15 @@ class StepCost:
         tensor_parallel: int = 1,
         weight_dtype: str = "bfloat16",
         kv_dtype: str = "bfloat16",
+        expert_parallel: int = 1,
+        attention_data_parallel: int = 1,
         engine: EngineModel | None = None,
     ) -> None:
         self.model, self.profile, self.tensor_parallel = model, profile, tensor_parallel
+        degrees = {"expert_parallel": expert_parallel, "attention_data_parallel": attention_data_parallel}
         self.weight_dtype, self.kv_dtype = dtype_name(weight_dtype), dtype_name(kv_dtype)
         self.engine = engine or host_of(profile)
-        operators = model.operators(tensor_parallel, weight_dtype=self.weight_dtype)
+        operators = model.operators(tensor_parallel, weight_dtype=self.weight_dtype, **degrees)
         wide = "bfloat16" if self.weight_dtype in ("fp8", "fp8_block", "int8", "int4", "fp4") else self.weight_dtype
         self._rows = [
             _Priced(operator, *self._curve(operator, wide)) for operator in operators if not isinstance(operator, Attention)
@@ -120,7 +124,7 @@ class StepCost:
         self._prefill_curve = profile.curve("attention_prefill", wide, self._prompt_kv)
         self._decode_curve = profile.curve("attention_decode", wide, self.kv_dtype)
         limits = profile.limits(wide, self.kv_dtype)
-        if model.weight_bytes(tensor_parallel, self.weight_dtype) > limits.cache_bytes:
+        if model.weight_bytes(tensor_parallel, self.weight_dtype, **degrees) > limits.cache_bytes:
             limits = replace(limits, cache_bytes=1.0)  # between two visits of a layer the weights have swept the cache
         limits = replace(limits, flops_per_s=limits.flops_per_s * self.engine.sustained_compute)
         self._attention_limits = limits
@@ -139,7 +143,7 @@ class StepCost:
             emitted_far_s=self._exact["emitted"].tolist(),
             contexts=_CONTEXTS,
             decode_s=self._decode_tables,
-            decode_launch_s=sum(count * curve.parameters.get("latency_s", 0.0) for count, _, _, curve in self._groups),
+            decode_launch_s=sum(group.count * curve.parameters.get("latency_s", 0.0) for group, _, _, curve in self._groups),
             gaps_s=self._gaps_s,
             launch_s=self.kernels * self.engine.launch_s,
             graph_launch_s=self.engine.graph_launch_s,
@@ -161,23 +165,26 @@ class StepCost:
         """The same from names, made once per combination."""
         return _cached(model, device, tensor_parallel, weight_dtype, kv_dtype, engine)
 
-    def _group(self, group: Attention, wide: str) -> tuple[int, dict[str, int], Curve, Curve]:
-        """Layers, head counts, and the curves of prefill and decode of one group of equal layers."""
+    def _group(self, group: Attention, wide: str) -> tuple[Attention, dict[str, int], Curve, Curve]:
+        """Head counts, and the curves of prefill and decode of one group of equal layers."""
         columns = {"heads": group.heads, "kv_heads": group.kv_heads, "head_width": group.head_width, "window": group.window}
-        suffix = "_windowed" if group.window else ""
+        if group.latent_width:
+            columns["latent_width"] = group.latent_width
+        suffix = "_mla" if group.kind == "mla" else "_windowed" if group.window else ""
         prefill = self.profile.curve("attention_prefill" + suffix, wide, self._prompt_kv)
-        return group.count, columns, prefill, self.profile.curve("attention_decode" + suffix, wide, self.kv_dtype)
+        return group, columns, prefill, self.profile.curve("attention_decode" + suffix, wide, self.kv_dtype)
 
     def _curve(self, operator: Operator, wide: str) -> tuple[Curve, str]:
         profile = self.profile
         if isinstance(operator, Gemm):
-            dtype = wide if operator.name in ("lm_head", "router") else self.weight_dtype
+            dtype = self.model.part_dtype(operator.part, self.weight_dtype)
             as_wide = self.engine.static_scales and dtype in ("fp8", "int8")
             return profile.curve("gemm", wide if as_wide else dtype), dtype
         if isinstance(operator, Experts):
-            return profile.curve("moe", self.weight_dtype), self.weight_dtype
+            dtype = self.model.part_dtype("experts", self.weight_dtype)
+            return profile.curve("moe", dtype), dtype
         if isinstance(operator, Collective):
-            return profile.collective(operator.kind, self.tensor_parallel)[0], wide
+            return profile.collective(operator.kind, operator.ranks or self.tensor_parallel)[0], wide
         if isinstance(operator, Moved):
             return profile.curve("memory", operator.name), wide
         raise TypeError(f"{operator} has no curve of rows")
@@ -186,6 +193,8 @@ class StepCost:
         """Seconds of all `count` calls of one operator, per number of rows."""
         operator, limits = priced.operator, self.profile.limits(priced.dtype, self.kv_dtype)
         limits = replace(limits, flops_per_s=limits.flops_per_s * self.engine.sustained_compute)
+        if getattr(operator, "share", 1.0) != 1.0:  # requests attended for on other devices
+            rows = np.ceil(rows * operator.share)  # type: ignore[union-attr]
         if isinstance(operator, Gemm):
             columns = {"m": rows, "n": operator.n, "k": operator.k}
         elif isinstance(operator, Experts):
@@ -200,8 +209,9 @@ class StepCost:
             columns = {"moved_bytes": rows * operator.elements_per_row * operator.itemsize}
         else:
             assert isinstance(operator, Collective)
-            columns = {"ranks": self.tensor_parallel, "message_bytes": rows * operator.bytes_per_row}
-            link = self.profile.collective(operator.kind, self.tensor_parallel)[1]
+            ranks = operator.ranks or self.tensor_parallel
+            columns = {"ranks": ranks, "message_bytes": rows * operator.bytes_per_row}
+            link = self.profile.collective(operator.kind, ranks)[1]
             limits = replace(limits, link_bytes_per_s=link)
         parameters = priced.curve.parameters
         if "launch_floor_s" in parameters:  # the host's launches are the engine's, and priced there
@@ -232,10 +242,11 @@ class StepCost:
         """
         new = total / prompts
         cached = xp.maximum(0.0, pairs / total - 0.5 * new)
-        columns = {"batch": prompts, "new_tokens": new, "context_tokens": cached}
         seconds = 0.0
-        for count, heads, curve, _ in self._groups:
-            seconds = seconds + count * curve.seconds(self._attention_limits, columns | heads, xp)
+        for group, heads, curve, _ in self._groups:
+            here = prompts if group.share == 1.0 else xp.ceil(prompts * group.share)
+            columns = {"batch": here, "new_tokens": new, "context_tokens": cached}
+            seconds = seconds + group.count * curve.seconds(self._attention_limits, columns | heads, xp)
         return seconds
 
     def _sums(self, shape: BatchShape) -> tuple[int, int, int, int, int, float]:
@@ -255,12 +266,13 @@ class StepCost:
         table = self._decode_tables.get(batch)
         if table is None:
             contexts, total = np.array(_CONTEXTS), np.zeros(len(_CONTEXTS))
-            for count, heads, _, curve in self._groups:
-                columns = {"batch": float(batch), "context_tokens": contexts, **heads}
-                if self.engine.decode_key_core_s:
-                    total += count * self._plain_decode_s(batch, contexts, heads)
+            for group, heads, _, curve in self._groups:
+                here = math.ceil(batch * group.share)
+                columns = {"batch": float(here), "context_tokens": contexts, **heads}
+                if self.engine.decode_key_core_s and not group.kind:
+                    total += group.count * self._plain_decode_s(here, contexts, heads)
                 else:
-                    total += count * np.asarray(curve.seconds(self._attention_limits, columns))
+                    total += group.count * np.asarray(curve.seconds(self._attention_limits, columns))
             table = self._decode_tables[batch] = np.maximum.accumulate(total).tolist()
         return table
 

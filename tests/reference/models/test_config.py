@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from llmlab.reference.errors import InputError
 from llmlab.reference.models._config import MODEL_TYPES, ModelConfig, Rope
+from llmlab.reference.models._families import PRICED_TYPES
 from llmlab.reference.models._presets import preset, preset_names
 
 SIZES = {
@@ -196,7 +197,8 @@ def test_every_preset_is_found_by_any_spelling() -> None:
     for name in preset_names():
         config = preset(name)
         assert config is not None
-        assert config.model_type in MODEL_TYPES
+        assert config.runnable == (config.model_type in MODEL_TYPES)
+        assert config.runnable or config.model_type in PRICED_TYPES
         assert preset(name.partition("/")[2].upper()) == config.renamed(name.partition("/")[2].upper())
     base = preset("meta-llama/Llama-2-70b")
     assert base is not None
@@ -216,3 +218,113 @@ def test_own_small_models_lie_between_50_and_150_million() -> None:
         config = preset(name)
         assert config is not None
         assert 45e6 < config.num_parameters < 155e6
+
+
+WIDER: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt-oss": ("GptOss", {"num_local_experts": 8, "num_experts_per_tok": 2, "head_dim": 8}),
+    "deepseek": (
+        "DeepseekV3",
+        {
+            "num_key_value_heads": 4,
+            "q_lora_rank": 12,
+            "kv_lora_rank": 16,
+            "qk_nope_head_dim": 8,
+            "qk_rope_head_dim": 4,
+            "v_head_dim": 8,
+            "n_routed_experts": 8,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16,
+            "n_group": 1,
+            "topk_group": 1,
+            "first_k_dense_replace": 1,
+        },
+    ),
+    "deepseek v2": (
+        "DeepseekV2",
+        {
+            "num_key_value_heads": 4,
+            "q_lora_rank": None,
+            "kv_lora_rank": 16,
+            "qk_nope_head_dim": 8,
+            "qk_rope_head_dim": 4,
+            "v_head_dim": 8,
+            "n_routed_experts": 8,
+            "n_shared_experts": 2,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16,
+            "first_k_dense_replace": 1,
+        },
+    ),
+    "glm": (
+        "Glm4Moe",
+        {
+            "n_routed_experts": 8,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16,
+            "n_group": 1,
+            "topk_group": 1,
+            "head_dim": 8,
+            "use_qk_norm": True,
+            "attention_bias": True,
+        },
+    ),
+    "llama 4": (
+        "Llama4",
+        {"num_local_experts": 4, "intermediate_size_mlp": 64, "interleave_moe_layer_step": 1, "head_dim": 8},
+    ),
+    "qwen3-next": (
+        "Qwen3Next",
+        {
+            "num_hidden_layers": 4,
+            "num_experts": 8,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16,
+            "shared_expert_intermediate_size": 16,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
+            "head_dim": 16,
+        },
+    ),
+    "falcon": ("Falcon", {"new_decoder_architecture": True, "num_kv_heads": 2, "ffn_hidden_size": 128, "bias": False}),
+    "gptj": ("GPTJ", {"n_embd": 32, "n_layer": 3, "n_head": 4, "rotary_dim": 4}),
+    "opt": ("OPT", {"ffn_dim": 128, "word_embed_proj_dim": 32}),
+    "gemma2": ("Gemma2", {"head_dim": 8}),
+    "gemma3": ("Gemma3Text", {"head_dim": 8}),
+    "phi3": ("Phi3", {}),
+    "nemotron": ("Nemotron", {}),
+    "cohere": ("Cohere", {}),
+}
+
+
+FOURFOLD = ("Falcon", "GPTJ", "OPT")
+"""Families whose files know neither `intermediate_size` nor `num_key_value_heads`."""
+
+
+@pytest.mark.parametrize("name", WIDER)
+def test_families_that_are_only_priced_have_as_many_weights_as_those_of_transformers(name: str) -> None:
+    transformers = pytest.importorskip("transformers", reason="needs transformers")
+    prefix, more = WIDER[name]
+    kind = {"Llama4": "Llama4TextConfig", "Gemma3Text": "Gemma3TextConfig"}.get(prefix, f"{prefix}Config")
+    model = {"Gemma3Text": "Gemma3ForCausalLM"}.get(prefix, f"{prefix}ForCausalLM")
+    ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    unknown = ("intermediate_size", "num_key_value_heads") if prefix in FOURFOLD else ()
+    sizes = {key: value for key, value in SIZES.items() if key not in unknown}
+    theirs = getattr(transformers, kind)(**(sizes | ids | more))
+    network = getattr(transformers, model)(theirs)
+    ours = ModelConfig.from_dict(theirs.to_dict(), name)
+    assert not ours.runnable
+    assert ours.num_parameters == sum(parameter.numel() for parameter in network.parameters())
+    assert ours.num_parameters == sum(math.prod(shape) for shape in ours.weight_shapes().values())
+
+
+def test_the_decoder_of_a_model_that_sees_is_read_and_refused_when_run() -> None:
+    import numpy as np
+
+    from llmlab.reference.models._blocks import decoder, gated_feed_forward
+
+    seen = ModelConfig.from_dict({"model_type": "gemma3", "text_config": {"model_type": "gemma3_text", **SIZES}}, "eyes")
+    assert seen.sliding_window == 1024
+    with pytest.raises(ValueError, match="can be priced, not run"):
+        decoder(seen, {}, np.zeros((1, 1), dtype=int), feed_forward=gated_feed_forward)

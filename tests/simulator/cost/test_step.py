@@ -105,7 +105,7 @@ def test_lower_precision_is_faster_where_weights_bind():
 
 
 def test_unknown_engine_and_dtype_are_named():
-    with pytest.raises(InputError, match="vllm, sglang"):
+    with pytest.raises(InputError, match="known: generic, vllm"):
         load_engine("llamafile")
     with pytest.raises(InputError, match="dtype='float7'"):
         StepCost(load_model("Meta-Llama-3-8B"), load_device("h100"), weight_dtype="float7")

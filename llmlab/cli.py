@@ -365,34 +365,54 @@ def workload_fit_command(
 @plan_app.command("serve")
 def plan_serve_command(
     model: Annotated[str, typer.Option(help="Preset name, or path of a Hugging Face config.json.")],
-    workload: Annotated[Path, typer.Option(help="Trace (.csv, .csv.gz) or workload file (.yaml).")],
+    workload: Annotated[Path, typer.Option(help="Trace (.csv, .csv.gz) or workload file (.yaml); or a shipped one by name.")],
     slo: Annotated[str, typer.Option(help="Objective: METRIC_STATISTIC=AMOUNT, ... as in ttft_p99=2s,tpot_p99=50ms.")],
     gpu: Annotated[str, typer.Option(help="Devices to choose from, separated by commas: h100,h200.")],
     max_gpus: Annotated[int, typer.Option(help="Largest number of devices.")] = 64,
     price: Annotated[
         str | None, typer.Option(help="US dollars per device and hour: h100=2.5,h200=3.6; dated defaults.")
     ] = None,
-    engine: Annotated[str, typer.Option(help="Whose host constants: vllm, sglang, trtllm, nim, generic.")] = "vllm",
-    weight_dtype: Annotated[str, typer.Option(help="bfloat16, fp8, int8, int4, ...")] = "bfloat16",
-    kv_dtype: Annotated[str, typer.Option(help="bfloat16, fp8, ...")] = "bfloat16",
+    engine: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Whose host constants (vllm, sglang, trtllm, nim, generic; vllm when not given), or where the search runs: "
+            "local processes (when not given) or ray, at RAY_ADDRESS or a cluster of its own. May be given twice.",
+        ),
+    ] = None,
+    weight_dtype: Annotated[str, typer.Option(help="bfloat16, fp8, int4, ...; several by commas to choose from.")] = "bfloat16",
+    kv_dtype: Annotated[str, typer.Option(help="bfloat16, fp8, ...; several by commas.")] = "bfloat16",
+    scheduler: Annotated[str, typer.Option(help="Schedulers to choose from, by commas.")] = "chunked_prefill",
+    router: Annotated[str, typer.Option(help="Routers to choose from, by commas.")] = "least_outstanding",
+    max_num_seqs: Annotated[str, typer.Option(help="Batch sizes to try.")] = "32,64,128,256,512",
+    max_num_batched_tokens: Annotated[str, typer.Option(help="Tokens of one step to try.")] = "512,1024,2048,4096,8192",
     gpu_memory_utilization: Annotated[float, typer.Option(help="Part of the device memory the engine may fill.")] = 0.9,
+    prefix_caching: Annotated[bool, typer.Option(help="Reuse the KV cache of equal prefixes.")] = True,
     rate_factor: Annotated[float, typer.Option(help="Let requests arrive this many times as fast.")] = 1.0,
     first: Annotated[int | None, typer.Option(help="Only the first N requests.")] = None,
     seed: Annotated[int, typer.Option(help="Of every random draw.")] = 0,
     workers: Annotated[int, typer.Option(help="Processes; the answer does not depend on it.")] = 2,
-    out_picture: Annotated[Path | None, typer.Option(help="Draw cost against latency (.svg or .png).")] = None,
+    store: Annotated[
+        Path | None, typer.Option(help="Keep every simulated option here; a search that was stopped goes on from it.")
+    ] = None,
+    explain: Annotated[bool, typer.Option(help="Where the time goes, headroom, sensitivity: some 40 simulations more.")] = True,
+    out_picture: Annotated[Path | None, typer.Option(help="Draw the plan (.svg or .png).")] = None,
     json_output: Json = False,
 ) -> None:
-    """Find the cheapest deployment that keeps an objective: what binds, how to start it. Exit code 1 if none does."""
+    """Find the cheapest deployment that keeps an objective: what binds, how to start it. Exit code 1 if none does.
+
+    Every option (device, tensor parallelism, dtypes, scheduler, router, batch and chunk size, replicas) is considered: lower
+    bounds exclude most, the rest is simulated in order of price. The answer is the one an exhaustive search would give.
+    """
     from llmlab.simulator.serving.answer import tables
-    from llmlab.simulator.serving.plan import plan, read_prices
+    from llmlab.simulator.serving.plan import plan, read_prices, read_sizes, where_to_run
     from llmlab.simulator.serving.run import read_workload
     from llmlab.simulator.serving.simulate import check_ending
     from llmlab.simulator.serving.slo import parse_slo
 
     if out_picture is not None:
         check_ending(out_picture, (".svg", ".png"))
-    objective, prices = parse_slo(slo), read_prices(price)
+    objective, prices, (serving, run_on) = parse_slo(slo), read_prices(price), where_to_run(engine or ())
+    sizes = read_sizes(max_num_seqs, "--max-num-seqs"), read_sizes(max_num_batched_tokens, "--max-num-batched-tokens")
     load = read_workload(workload, first=first, rate_factor=rate_factor, seed=seed)
     with progress_bar("planning:") as advance:
         found = plan(
@@ -402,12 +422,20 @@ def plan_serve_command(
             [name.strip() for name in gpu.split(",") if name.strip()],
             max_gpus=max_gpus,
             prices=prices,
-            engine=engine,
+            engine=serving,
             weight_dtype=weight_dtype,
             kv_dtype=kv_dtype,
+            scheduler=scheduler,
+            router=router,
+            num_seqs=sizes[0],
+            chunks=sizes[1],
             gpu_memory_utilization=gpu_memory_utilization,
+            prefix_caching=prefix_caching,
             seed=seed,
             workers=workers,
+            run_on=run_on,
+            store=store,
+            explained=explain,
             progress=advance,
         )
     if out_picture is not None:

@@ -9,6 +9,13 @@
 or requests of a trace, rescaled (paths are relative to the file):
 
     trace: {file: azure2023_conv.csv.gz, window_s: [600, 1200], rate_factor: 2, first: 1000}
+
+or requests drawn from ServeGen's client tables:
+
+    servegen: {windows: m-large_windows.csv.gz, lengths: m-large_lengths.csv.gz, window_s: [0, 600], clients: 20}
+
+`llmlab workload fit` writes a file of the first kind from a trace, with `modulated` arrivals, lengths as `quantiles` and
+prefixes of kind `reuse`.
 """
 
 from __future__ import annotations
@@ -18,15 +25,18 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from llmlab.reference.errors import InputError
 from llmlab.simulator.workload import synthetic
+from llmlab.simulator.workload.formats import read_json
+from llmlab.simulator.workload.servegen import read_servegen
 from llmlab.simulator.workload.trace import read_table, read_trace, token_counts
 from llmlab.simulator.workload.workload import Workload
 
 Tokens = Annotated[int, Field(ge=1, le=2**31 - 1)]
-Finite = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(ge=1e-9, le=1e12, allow_inf_nan=False)]
+Whole = Annotated[int, Field(ge=1, le=2**31 - 1)]
 
 
 class _Strict(BaseModel):
@@ -55,6 +65,22 @@ class Gamma(_Strict):
     cv: Finite
 
 
+class Swing(_Strict):
+    """One time scale on which the rate wanders: standard deviation of its logarithm and correlation time."""
+
+    log_std: Annotated[float, Field(ge=0, le=5, allow_inf_nan=False)]
+    seconds: Finite
+
+
+class Modulated(_Strict):
+    """Gamma gaps whose rate wanders."""
+
+    process: Literal["modulated"]
+    rate_per_s: Finite
+    cv: Finite
+    swings: list[Swing] = []
+
+
 class AtOnce(_Strict):
     """Everything at time 0."""
 
@@ -65,7 +91,7 @@ class ClosedLoop(_Strict):
     """Clients that send again when answered."""
 
     process: Literal["closed_loop"]
-    clients: PositiveInt
+    clients: Whole
     think_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
 
 
@@ -94,21 +120,46 @@ class Lognormal(_Strict):
     high: Tokens = 2**31 - 1
 
 
+class Quantiles(_Strict):
+    """Lengths by their quantiles, straight lines between."""
+
+    distribution: Literal["quantiles"]
+    at: Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=2)]
+    tokens: Annotated[list[Tokens], Field(min_length=2)]
+
+
+class Table(_Strict):
+    """A quantity by its quantiles, straight lines between."""
+
+    at: Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=1)]
+    values: Annotated[list[Annotated[float, Field(ge=0, allow_inf_nan=False)]], Field(min_length=1)]
+
+
 class SharedPrefix(_Strict):
     """System prompts shared by groups of requests."""
 
     kind: Literal["shared"]
-    groups: PositiveInt
-    tokens: PositiveInt
+    groups: Whole
+    tokens: Whole
 
 
 class CyclicPrefix(_Strict):
     """Whole prompts that come back in turn."""
 
     kind: Literal["cyclic"]
-    prompts: PositiveInt
-    groups: PositiveInt = 1
-    tokens: Annotated[int, Field(ge=0)] = 0
+    prompts: Whole
+    groups: Whole = 1
+    tokens: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
+
+
+class ReusedPrefix(_Strict):
+    """Prompts that continue earlier ones (see `synthetic.reused_prompts`)."""
+
+    kind: Literal["reuse"]
+    root_tokens: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
+    continued: Annotated[float, Field(ge=0, le=1)]
+    depth: Table
+    distance_requests: Table
 
 
 class FromTrace(_Strict):
@@ -116,26 +167,42 @@ class FromTrace(_Strict):
 
     file: str
     window_s: tuple[float, float] | None = None
-    first: PositiveInt | None = None
+    first: Whole | None = None
     rate_factor: Finite = 1.0
-    clients: PositiveInt | None = None
+    clients: Whole | None = None
 
 
-Length = Annotated[Fixed | Uniform | Lognormal, Field(discriminator="distribution")]
+class ServeGen(_Strict):
+    """Requests drawn from ServeGen's client tables."""
+
+    windows: str
+    lengths: str
+    window_s: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], Finite]
+    rate_factor: Finite = 1.0
+    clients: Whole | None = None
+
+
+Length = Annotated[Fixed | Uniform | Lognormal | Quantiles, Field(discriminator="distribution")]
+
+Arrivals = Annotated[Constant | Poisson | Gamma | Modulated | AtOnce | ClosedLoop, Field(discriminator="process")]
 
 
 class WorkloadSpec(_Strict):
-    """The keys of the file; either `trace`, or `requests` with `arrivals` and lengths."""
+    """The keys of the file; `trace`, or `servegen`, or `requests` with `arrivals` and lengths."""
 
     trace: FromTrace | None = None
-    requests: Annotated[int, Field(ge=1, le=100_000_000)] | None = None
-    duration_s: PositiveFloat | None = None
-    arrivals: Annotated[Constant | Poisson | Gamma | AtOnce | ClosedLoop, Field(discriminator="process")] | None = None
+    servegen: ServeGen | None = None
+    requests: Annotated[int, Field(ge=1, le=20_000_000)] | None = None
+    duration_s: Finite | None = None
+    arrivals: Annotated[Constant | Poisson | Gamma | Modulated | AtOnce | ClosedLoop, Field(discriminator="process")] | None = (
+        None
+    )
     prompt_tokens: Length | None = None
     output_tokens: Length | None = None
+    length_rank_correlation: Annotated[float, Field(ge=-1, le=1)] = 0.0
     lengths_from: str | None = None
-    prefix: Annotated[SharedPrefix | CyclicPrefix, Field(discriminator="kind")] | None = None
-    block_tokens: PositiveInt = 16
+    prefix: Annotated[SharedPrefix | CyclicPrefix | ReusedPrefix, Field(discriminator="kind")] | None = None
+    block_tokens: Whole = 16
 
 
 def read_spec(path: str | Path) -> WorkloadSpec:
@@ -160,7 +227,8 @@ def read_spec(path: str | Path) -> WorkloadSpec:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "file"
         raise InputError(path, where, first.get("input"), first["msg"]) from None
-    if spec.trace is None:
+    alone = next((name for name in ("trace", "servegen") if getattr(spec, name) is not None), None)
+    if alone is None:
         missing = [name for name in ("arrivals",) if getattr(spec, name) is None]
         if spec.lengths_from is None:
             missing += [name for name in ("prompt_tokens", "output_tokens") if getattr(spec, name) is None]
@@ -169,15 +237,26 @@ def read_spec(path: str | Path) -> WorkloadSpec:
         if missing:
             raise InputError(path, missing[0], None, "is missing")
     else:
-        extra = sorted(spec.model_fields_set - {"trace"})
+        extra = sorted(spec.model_fields_set - {alone})
         if extra:
-            raise InputError(path, extra[0], content[extra[0]], "does not go together with trace")
+            raise InputError(path, extra[0], content[extra[0]], f"does not go together with {alone}")
     return spec
 
 
-def _draw(length: Fixed | Uniform | Lognormal, count: int, rng: np.random.Generator) -> np.ndarray:
+def _measured_lengths(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Prompt and output lengths of a file, in pairs; a CSV needs no arrival times for this."""
+    if path.name.removesuffix(".gz").endswith(".csv"):
+        table = read_table(path)
+        return token_counts(table, "prompt_tokens", path), token_counts(table, "output_tokens", path)
+    found = load_workload(path)
+    return found.prompt_tokens, found.output_tokens
+
+
+def _draw(length: Fixed | Uniform | Lognormal | Quantiles, count: int, rng: np.random.Generator) -> np.ndarray:
     if isinstance(length, Fixed):
         return synthetic.fixed(count, length.tokens)
+    if isinstance(length, Quantiles):
+        return synthetic.from_quantiles(rng.random(count), length.at, length.tokens)
     if isinstance(length, Uniform):
         return synthetic.uniform(count, length.low, length.high, rng)
     return synthetic.lognormal(count, length.mean, length.cv, rng, low=length.low, high=length.high)
@@ -190,11 +269,14 @@ def _arrive(arrivals: Any, count: int, rng: np.random.Generator) -> np.ndarray:
         return synthetic.poisson(count, arrivals.rate_per_s, rng)
     if isinstance(arrivals, Gamma):
         return synthetic.gamma(count, arrivals.rate_per_s, arrivals.cv, rng)
+    if isinstance(arrivals, Modulated):
+        swings = [(swing.log_std, swing.seconds) for swing in arrivals.swings]
+        return synthetic.modulated(count, arrivals.rate_per_s, arrivals.cv, swings, rng)
     return synthetic.at_once(count)
 
 
 def _from_trace(chosen: FromTrace, path: Path) -> Workload:
-    workload = read_trace(path.parent / chosen.file)
+    workload = load_workload(path.parent / chosen.file)
     if chosen.window_s is not None:
         workload = workload.window(*chosen.window_s)
     if chosen.first is not None:
@@ -212,7 +294,18 @@ def make_workload(spec: WorkloadSpec, seed: int, path: Path) -> Workload:
     try:
         if spec.trace is not None:
             return _from_trace(spec.trace, path)
-        arrival_rng, prompt_rng, output_rng = map(np.random.default_rng, np.random.SeedSequence(seed).spawn(3))
+        if spec.servegen is not None:
+            profile = spec.servegen
+            return read_servegen(
+                path.parent / profile.windows,
+                path.parent / profile.lengths,
+                window_s=profile.window_s,
+                rate_factor=profile.rate_factor,
+                most_clients=profile.clients,
+                seed=seed,
+            )
+        streams = np.random.SeedSequence(seed).spawn(4)
+        arrival_rng, prompt_rng, output_rng, prefix_rng = map(np.random.default_rng, streams)
         arrivals = spec.arrivals
         rate = getattr(arrivals, "rate_per_s", None)
         if spec.requests is not None:
@@ -223,22 +316,32 @@ def make_workload(spec: WorkloadSpec, seed: int, path: Path) -> Workload:
             raise InputError(path, "requests", None, "is missing (duration_s needs an arrival rate)")
         arrival_ns = _arrive(arrivals, count, arrival_rng)
         if spec.lengths_from is not None:
-            table_path = path.parent / spec.lengths_from
-            table = read_table(table_path)
-            pairs = synthetic.empirical(
-                count,
-                token_counts(table, "prompt_tokens", table_path),
-                token_counts(table, "output_tokens", table_path),
-                prompt_rng,
-            )
+            pairs = synthetic.empirical(count, *_measured_lengths(path.parent / spec.lengths_from), prompt_rng)
             prompt_tokens, output_tokens = pairs[:, 0], pairs[:, 1]
         if spec.prompt_tokens is not None:
             prompt_tokens = _draw(spec.prompt_tokens, count, prompt_rng)
         if spec.output_tokens is not None:
             output_tokens = _draw(spec.output_tokens, count, output_rng)
+        if rho := spec.length_rank_correlation:
+            prompt, output = spec.prompt_tokens, spec.output_tokens
+            if not (isinstance(prompt, Quantiles) and isinstance(output, Quantiles)):
+                raise InputError(path, "length_rank_correlation", rho, "needs both lengths as quantiles")
+            left, right = synthetic.correlated_uniforms(count, rho, prompt_rng)
+            prompt_tokens = synthetic.from_quantiles(left, prompt.at, prompt.tokens)
+            output_tokens = synthetic.from_quantiles(right, output.at, output.tokens)
         hashes: tuple[np.ndarray, ...] = ()
         if isinstance(spec.prefix, SharedPrefix):
             hashes = synthetic.shared_prompts(prompt_tokens, spec.prefix.groups, spec.prefix.tokens, spec.block_tokens)
+        elif isinstance(spec.prefix, ReusedPrefix):
+            hashes = synthetic.reused_prompts(
+                prompt_tokens,
+                spec.block_tokens,
+                root_tokens=spec.prefix.root_tokens,
+                continued=spec.prefix.continued,
+                depth=(spec.prefix.depth.at, spec.prefix.depth.values),
+                distance=(spec.prefix.distance_requests.at, spec.prefix.distance_requests.values),
+                rng=prefix_rng,
+            )
         elif isinstance(spec.prefix, CyclicPrefix):
             prompt_tokens = prompt_tokens[np.arange(count) % spec.prefix.prompts]
             hashes = synthetic.cyclic_prompts(
@@ -261,7 +364,7 @@ def make_workload(spec: WorkloadSpec, seed: int, path: Path) -> Workload:
 
 
 def load_workload(path: str | Path, seed: int = 0) -> Workload:
-    """Read a trace (`.csv`, `.csv.gz`) or a workload file (`.yaml`, `.yml`).
+    """Read a trace (`.csv`), a result of another tool (`.json`, `.jsonl`; all also `.gz`) or a workload file (`.yaml`).
 
     Raises:
         InputError: neither, or anything wrong inside.
@@ -269,6 +372,8 @@ def load_workload(path: str | Path, seed: int = 0) -> Workload:
     path = Path(path)
     if path.suffix in (".yaml", ".yml"):
         return make_workload(read_spec(path), seed, path)
-    if path.name.endswith((".csv", ".csv.gz")):
+    if (plain := path.name.removesuffix(".gz")).endswith(".csv"):
         return read_trace(path)
-    raise InputError(path, "workload", path.name, "must end in .csv, .csv.gz, .yaml or .yml")
+    if plain.endswith((".json", ".jsonl", ".ndjson")):
+        return read_json(path, seed)
+    raise InputError(path, "workload", path.name, "must end in .csv, .json, .jsonl (or these with .gz), .yaml or .yml")

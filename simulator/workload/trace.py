@@ -1,7 +1,8 @@
 """Read request traces: `arrival_s, prompt_tokens, output_tokens`, optionally `hash_ids`, as `.csv` or `.csv.gz`.
 
 The column names of the Azure LLM inference traces (TIMESTAMP, ContextTokens, GeneratedTokens; Patel et al. 2024,
-arXiv:2311.18677) are read as well. `hash_ids` holds space-separated prefix-block identities; a number at the end of the
+arXiv:2311.18677) and of BurstGPT (Timestamp, Request tokens, Response tokens; arXiv:2401.17644) are read as well.
+`hash_ids` holds space-separated prefix-block identities; a number at the end of the
 column's name is the tokens per block, 512 where there is none (the format of Mooncake, arXiv:2407.00079).
 
 Reading is strict: one bad cell fails the file, and the error names the row (the first row after the header is row 1).
@@ -9,20 +10,20 @@ Reading is strict: one bad cell fails the file, and the error names the row (the
 
 from __future__ import annotations
 
-import gzip
 import io
 import re
 import warnings
-import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from llmlab.reference.errors import InputError
+from llmlab.simulator.workload.text import read_text
 from llmlab.simulator.workload.workload import NANOSECONDS, Workload
 
 AZURE_COLUMNS = {"TIMESTAMP": "arrival_s", "ContextTokens": "prompt_tokens", "GeneratedTokens": "output_tokens"}
+BURSTGPT_COLUMNS = {"Timestamp": "arrival_s", "Request tokens": "prompt_tokens", "Response tokens": "output_tokens"}
 LONGEST = 2**31 - 1
 LONGEST_S = 100 * 365 * 86400
 
@@ -36,23 +37,7 @@ def read_table(path: str | Path) -> Any:
     import pandas as pd
 
     path = Path(path)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(path, "file", path.name, error.strerror or "cannot be read") from None
-    if data[:2] == b"\x1f\x8b":
-        try:
-            data = gzip.decompress(data)
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise InputError(path, "file", path.name, f"damaged gzip ({error})") from None
-    elif path.suffix == ".gz":
-        raise InputError(path, "file", path.name, "is not gzip although its name ends in .gz")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(path, "file", path.name, f"is not text (byte {error.start} is {data[error.start]:#04x})") from None
-    if "\0" in text:
-        raise InputError(path, "file", path.name, f"is not text (byte {text.index(chr(0))} is 0x00)")
+    text = read_text(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # else cells beyond the header are dropped
@@ -140,7 +125,16 @@ def read_trace(path: str | Path) -> Workload:
     path = Path(path)
     table = read_table(path)
     calendar = "TIMESTAMP" if "TIMESTAMP" in table.columns and "arrival_s" not in table.columns else ""
-    table = table.rename(columns={old: new for old, new in AZURE_COLUMNS.items() if new not in table.columns})
+    burst = set(BURSTGPT_COLUMNS) <= set(table.columns)
+    names = BURSTGPT_COLUMNS if burst else AZURE_COLUMNS
+    table = table.rename(columns={old: new for old, new in names.items() if new not in table.columns})
+    failed = 0
+    if burst:  # a failed request is there with no answer
+        answered = numbers(table, "output_tokens", path) != 0
+        failed = int((~answered).sum())
+        table = table[answered].reset_index(drop=True)
+        if not len(table):
+            raise InputError(path, "Response tokens", 0, "is 0 in every row: no request was answered")
     if len(set(table.columns)) != len(table.columns):
         raise InputError(path, "columns", ",".join(table.columns), "names a column twice")
     for column in ("arrival_s", "prompt_tokens", "output_tokens"):
@@ -168,5 +162,5 @@ def read_trace(path: str | Path) -> Workload:
         output_tokens=token_counts(table, "output_tokens", path),
         block_hashes=_hash_lists(table, hash_column, path) if hash_column else (),
         hash_block_tokens=int(hash_column.removeprefix("hash_ids") or 512) if hash_column else 16,
-        name=path.name,
+        name=path.name + (f" ({failed} failed requests left out)" if failed else ""),
     )

@@ -2,8 +2,8 @@
 
 Two tables: windows (`client, window_start_s, rate_rps, iat_cv, family, p1, p2`: gaps are Gamma or Weibull of shape p1) and
 lengths (`client, window_start_s, in_mean, in_p1, ..., in_p99, out_mean, ...`). The stated rate sets the mean gap, the family
-and p1 its shape: for the Weibull windows the stated scale p2 does not give the stated rate. Beyond the 99th percentile lengths run
-on a straight line to the maximum that gives the stated mean.
+and p1 its shape: for the Weibull windows the stated scale p2 does not give the stated rate. Beyond the 99th percentile lengths
+run on a straight line to the maximum that gives the stated mean.
 """
 
 from __future__ import annotations

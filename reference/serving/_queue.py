@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from llmlab.reference.serving._request import Batch, Request, Scheduler
+from llmlab.reference.serving._request import NO_ADAPTER, Batch, Request, Scheduler
 from llmlab.reference.serving.kv_blocks import KVBlocks
 from llmlab.reference.serving.prefix_cache import PrefixCache, block_hashes, most_reusable_blocks
 
@@ -137,7 +137,15 @@ class Queue(ABC):
         if self.prefix_cache is None or not request.block_hashes:
             return []
         most = most_reusable_blocks(request.known_tokens, self.blocks.block_tokens)
+        self.prefix_cache.fetch(request.block_hashes, most_blocks=most)
         return self.prefix_cache.find(request.block_hashes, most_blocks=most)
+
+    def bring_forward(self) -> None:  # noqa: B027 (a policy may leave the order as it is)
+        """Put the request to admit next at the head of `waiting`; first come, first served leaves it as it is."""
+
+    def room(self, request: Request, cached: Sequence[int], tokens: int) -> bool:
+        """Say whether a waiting request may start, when its next step needs `tokens` tokens in the cache."""
+        return self.fits(cached, tokens, self.watermark_blocks)
 
     def fits(self, cached: Sequence[int], tokens: int, spare: int) -> bool:
         """Say whether a request with these cached blocks can hold `tokens` tokens and leave `spare` blocks free."""
@@ -192,7 +200,16 @@ def replay(scheduler: Scheduler, requests: Sequence[Mapping[str, Any]], *, block
         while arrivals and arrivals[0][1]["step"] <= step:
             index, drawn = arrivals.popleft()
             hashes = block_hashes(drawn["prompt"], block_tokens)
-            request = Request(index, len(drawn["prompt"]), drawn["output_tokens"], hashes)
+            request = Request(
+                index,
+                len(drawn["prompt"]),
+                drawn["output_tokens"],
+                hashes,
+                priority=drawn.get("priority", 0),
+                client=drawn.get("client", 0),
+                adapter=drawn.get("adapter", NO_ADAPTER),
+                predicted_tokens=drawn.get("predicted_tokens", 0),
+            )
             try:
                 scheduler.add(request)
             except ValueError:

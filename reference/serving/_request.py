@@ -10,6 +10,9 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Protocol
 
+NO_ADAPTER = -1
+"""Adapter of a request that uses the base model alone."""
+
 
 @dataclass(slots=True, eq=False)
 class Request:
@@ -28,6 +31,11 @@ class Request:
         preemptions: how often its cache was taken away.
         blocks: ids of its KV blocks, in token order.
         remembered_blocks: leading blocks that were given to the prefix cache or came from it.
+        priority: the lower, the more urgent.
+        client: who sent it.
+        adapter: id of its low-rank adapter, or `NO_ADAPTER`.
+        predicted_tokens: guess of `output_tokens` a policy may use; 0 where it is known.
+        host_blocks: ids of its blocks in host memory while it is swapped out.
     """
 
     id: int
@@ -41,6 +49,15 @@ class Request:
     preemptions: int = 0
     blocks: list[int] = field(default_factory=list)
     remembered_blocks: int = 0
+    client: int = 0
+    adapter: int = NO_ADAPTER
+    predicted_tokens: int = 0
+    host_blocks: list[int] = field(default_factory=list)
+
+    @property
+    def expected_tokens(self) -> int:
+        """Tokens a policy expects it to generate: the prediction, or all it may."""
+        return self.predicted_tokens or self.output_tokens
 
     @property
     def known_tokens(self) -> int:
@@ -55,12 +72,18 @@ class Request:
 
 @dataclass(slots=True)
 class Slice:
-    """`tokens` tokens of one request, from position `start`, computed in one step; `emits` says a new token comes out."""
+    """`tokens` tokens of one request, from position `start`, computed in one step; `emits` says a new token comes out.
+
+    The last `drafts` of the tokens are guesses to be verified; `accepted` says how many held, once the step is complete, and
+    each of those is one more token that came out.
+    """
 
     request: Request
     start: int
     tokens: int
     emits: bool
+    drafts: int = 0
+    accepted: int = 0
 
 
 @dataclass(slots=True)
@@ -75,7 +98,9 @@ class Batch:
         prefill: (new tokens, tokens already in its cache) of each slice longer than one token.
         decode_requests: slices of one token.
         decode_context_tokens: tokens those attend to, summed, the new token included.
-        emitted: slices that emit a token.
+        emitted: slices that emit a token, and with guesses the rows whose next token is asked for.
+        draft_tokens: guesses verified, summed over the decoding requests.
+        swapped_blocks: blocks copied between device and host memory before the step, in both directions.
     """
 
     slices: list[Slice] = field(default_factory=list)
@@ -84,33 +109,37 @@ class Batch:
     decode_requests: int = 0
     decode_context_tokens: int = 0
     emitted: int = 0
+    draft_tokens: int = 0
+    swapped_blocks: int = 0
 
     @property
     def tokens(self) -> int:
         """Tokens computed in this step."""
-        return self.decode_requests + sum(new for new, _ in self.prefill)
+        return self.decode_requests + self.draft_tokens + sum(new for new, _ in self.prefill)
 
     def put(self, part: Slice) -> None:
         """Append a slice and add it to the sums."""
         self.slices.append(part)
-        if part.tokens == 1:
+        if part.tokens == 1 + part.drafts:
             self.decode_requests += 1
-            self.decode_context_tokens += part.start + 1
+            self.decode_context_tokens += part.start + part.tokens
+            self.draft_tokens += part.drafts
         else:
             self.prefill.append((part.tokens, part.start))
-        self.emitted += part.emits
+        self.emitted += part.emits + part.drafts
 
     def drop(self, request: Request) -> int:
         """Take a request's slice out again; return its tokens, 0 where it has none."""
         for place, part in enumerate(self.slices):
             if part.request is request:
                 del self.slices[place]
-                if part.tokens == 1:
+                if part.tokens == 1 + part.drafts:
                     self.decode_requests -= 1
-                    self.decode_context_tokens -= part.start + 1
+                    self.decode_context_tokens -= part.start + part.tokens
+                    self.draft_tokens -= part.drafts
                 else:
                     self.prefill.remove((part.tokens, part.start))
-                self.emitted -= part.emits
+                self.emitted -= part.emits + part.drafts
                 return part.tokens
         return 0
 

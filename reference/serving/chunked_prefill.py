@@ -93,11 +93,12 @@ class ChunkedPrefill(_queue.Queue):
     def _admit_waiting(self, batch: Batch) -> None:
         budget = self.max_num_batched_tokens - batch.tokens
         while self.waiting and budget > 0 and len(self.running) < self.max_num_seqs:
+            self.bring_forward()
             request = self.waiting[0]
             cached = self.cached_blocks(request)
             start = len(cached) * self.blocks.block_tokens
             tokens = min(request.known_tokens - start, budget, self.max_chunk_tokens)
-            if not self.fits(cached, start + tokens, self.watermark_blocks):
+            if not self.room(request, cached, start + tokens):
                 return
             self.admit(request, cached, start + tokens)
             budget -= tokens

@@ -78,11 +78,12 @@ class ContinuousBatching(_queue.Queue):
     def _prefill(self, batch: Batch) -> None:
         budget = self.max_num_batched_tokens
         while self.waiting and len(self.running) < self.max_num_seqs:
+            self.bring_forward()
             request = self.waiting[0]
             cached = self.cached_blocks(request)
             known = request.known_tokens
             tokens = known - len(cached) * self.blocks.block_tokens
-            if tokens > budget or not self.fits(cached, known, self.watermark_blocks):
+            if tokens > budget or not self.room(request, cached, known):
                 return
             self.admit(request, cached, known)
             budget -= tokens

@@ -149,6 +149,12 @@ class KVBlocks:
         self._free_host.extend(reversed(host_blocks))
         return fresh
 
+    def free_host(self, host_blocks: Sequence[int]) -> None:
+        """Give host blocks back without copying them: their sequence ended while it was swapped out."""
+        if any(block in self._free_host for block in host_blocks) or len(set(host_blocks)) < len(host_blocks):
+            raise ValueError(f"host blocks {list(host_blocks)}: not all are in use")
+        self._free_host.extend(reversed(host_blocks))
+
 
 def kv_blocks(
     *, num_blocks: int, block_tokens: int, num_host_blocks: int, commands: Sequence[tuple[Any, ...]]

@@ -74,6 +74,9 @@ class PrefixCache:
             found.append(block)
         return found
 
+    def fetch(self, hashes: Sequence[int], *, most_blocks: int) -> None:
+        """Bring what a slower memory knows of this prefix onto the device, where there is one."""
+
     def take(self, hashes: Sequence[int], *, most_blocks: int) -> list[int]:
         """Find, add one reference to each block and count the hit."""
         found = self.find(hashes, most_blocks=most_blocks)

@@ -36,8 +36,9 @@ class EngineModel:
         sustained_compute: matrix units' speed where one large kernel follows the other, against that of one timed alone: the
             power limit lowers the clock.
         prefill_from_cache: attention of a prompt reads keys and values in the cache's dtype; else as just computed, 16 bits.
-        gemm_share: time of matrix products in parts of what the curves say, for engines whose kernels are tuned to the shape
-            and take operands that the operator before has already quantized.
+        gemm_share: time to stream a matrix's weights in parts of what the curves say of a product with one row, for engines
+            whose kernels are tuned to the shape, start before the kernel in front has ended and take operands that the operator
+            before has quantized; a product of many rows is shorter by as many seconds.
         one_shot_rows: steps of at most this many tokens sum over the ranks in one exchange, every rank reading all the others'
             values, fused with the norm that follows; 0 where the curves choose.
         elementwise_share: part of the time of norms, rotations and activations that fusing them into their neighbours leaves.

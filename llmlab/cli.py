@@ -233,17 +233,41 @@ def validate_serving_command(
             show(title, rows)
 
 
+@validate_app.command("papers")
+def validate_papers_command(
+    ids: Annotated[list[str] | None, typer.Argument(help="Which comparisons (P1, P4, ...); all when none are given.")] = None,
+    json_output: Json = False,
+) -> None:
+    """Repeat relative results of published systems: sign, order, and the factor obtained. Nothing is fitted to them."""
+    from llmlab.harness.validation.papers import validate_papers
+
+    with progress_bar("repeating") as advance:
+        rows = validate_papers(ids or (), advance)
+    if json_output:
+        emit({"rows": rows, "summary": {"findings": len(rows), "hold": sum(row["holds"] for row in rows)}})
+    else:
+        show("Relative results of published systems", rows)
+
+
 @simulate_app.command("serve")
 def simulate_serve_command(
-    model: Annotated[str, typer.Option(help="Preset name, or path of a Hugging Face config.json.")],
-    gpu: Annotated[str, typer.Option(help="Device name such as h100, or a profile made by `llmlab calibrate`.")],
     workload: Annotated[Path, typer.Option(help="Trace (.csv, .csv.gz) or workload file (.yaml).")],
+    model: Annotated[str | None, typer.Option(help="Preset name, or path of a Hugging Face config.json.")] = None,
+    gpu: Annotated[str | None, typer.Option(help="Device name such as h100, or a profile made by `llmlab calibrate`.")] = None,
+    deployment_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--deployment",
+            help="Fleet as a file (.yaml): unequal pools, prefill and decode workers, failures, scaling. Replaces --model, "
+            "--gpu and the other options of a deployment.",
+        ),
+    ] = None,
     tp: Annotated[int, typer.Option(help="Devices per replica (tensor parallel).")] = 1,
     replicas: Annotated[int, typer.Option(help="Equal copies behind the router.")] = 1,
     slo: Annotated[str | None, typer.Option(help="Objective, for goodput: ttft_p99=2s,tpot_p99=50ms.")] = None,
     scheduler: Annotated[str, typer.Option(help="chunked_prefill or continuous_batching.")] = "chunked_prefill",
     router: Annotated[
-        str, typer.Option(help="round_robin, random, least_outstanding, power_of_two or prefix_affinity.")
+        str, typer.Option(help="round_robin, random, least_outstanding, power_of_two, prefix_affinity or kv_aware.")
     ] = "least_outstanding",
     engine: Annotated[str, typer.Option(help="Whose host constants: vllm, sglang, trtllm, nim, generic.")] = "vllm",
     max_num_seqs: Annotated[int | None, typer.Option(help="Requests a replica runs at once.")] = None,
@@ -261,28 +285,46 @@ def simulate_serve_command(
     seed: Annotated[int, typer.Option(help="Of every random draw.")] = 0,
     out_requests: Annotated[Path | None, typer.Option(help="Write the per-request table (.csv or .parquet).")] = None,
     trace: Annotated[Path | None, typer.Option(help="Write a timeline for Perfetto (.json or .json.gz).")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw queue, running requests, KV use, replicas and power over time (.png, .svg, .pdf).")
+    ] = None,
     json_output: Json = False,
 ) -> None:
-    """Simulate a workload on a deployment: latencies, throughput, utilization, cost; per-request table; timeline."""
+    """Simulate a workload on a deployment: latencies, throughput, utilization, cost, energy; per-request table; timeline."""
+    from llmlab.reports.cluster_state import ENDINGS, draw
     from llmlab.simulator.serving.deployment import Deployment
+    from llmlab.simulator.serving.fleet_file import read_fleet
+    from llmlab.simulator.serving.pools import Fleet
     from llmlab.simulator.serving.run import describe, rows_of, run_files
+    from llmlab.simulator.serving.simulate import check_ending
 
-    deployment = Deployment(
-        model,
-        gpu,
-        tp,
-        replicas,
-        scheduler,
-        max_num_seqs,
-        max_num_batched_tokens,
-        gpu_memory_utilization=gpu_memory_utilization,
-        prefix_caching=prefix_caching,
-        weight_dtype=weight_dtype,
-        kv_dtype=kv_dtype,
-        engine=engine,
-        router=router,
-        price_usd_per_hour=price,
-    )
+    if plot is not None:
+        check_ending(plot, ENDINGS)
+    deployment: Deployment | Fleet
+    if deployment_file is not None:
+        for name, value in (("--model", model), ("--gpu", gpu)):
+            if value is not None:
+                raise InputError("simulate serve", name, value, "does not go together with --deployment")
+        deployment = read_fleet(deployment_file)
+    elif model is None or gpu is None:
+        raise InputError("simulate serve", "--model, --gpu", None, "are needed where there is no --deployment")
+    else:
+        deployment = Deployment(
+            model,
+            gpu,
+            tp,
+            replicas,
+            scheduler,
+            max_num_seqs,
+            max_num_batched_tokens,
+            gpu_memory_utilization=gpu_memory_utilization,
+            prefix_caching=prefix_caching,
+            weight_dtype=weight_dtype,
+            kv_dtype=kv_dtype,
+            engine=engine,
+            router=router,
+            price_usd_per_hour=price,
+        )
     with progress_bar("simulating") as advance:
         result, objective = run_files(
             deployment,
@@ -294,8 +336,11 @@ def simulate_serve_command(
             seed=seed,
             out_requests=out_requests,
             trace=trace,
+            states=plot is not None,
             progress=lambda done, total: advance("requests", done, total),
         )
+    if plot is not None:
+        draw(result, plot)
     if json_output:
         emit(describe(result, objective))
     else:
@@ -408,12 +453,13 @@ def plan_serve_command(
     from llmlab.simulator.serving.run import read_workload
     from llmlab.simulator.serving.simulate import check_ending
     from llmlab.simulator.serving.slo import parse_slo
+    from llmlab.simulator.workload.shipped import find_workload
 
     if out_picture is not None:
         check_ending(out_picture, (".svg", ".png"))
     objective, prices, (serving, run_on) = parse_slo(slo), read_prices(price), where_to_run(engine or ())
     sizes = read_sizes(max_num_seqs, "--max-num-seqs"), read_sizes(max_num_batched_tokens, "--max-num-batched-tokens")
-    load = read_workload(workload, first=first, rate_factor=rate_factor, seed=seed)
+    load = read_workload(find_workload(workload), first=first, rate_factor=rate_factor, seed=seed)
     with progress_bar("planning:") as advance:
         found = plan(
             model,

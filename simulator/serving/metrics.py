@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from llmlab.simulator.serving.cluster import NEVER, Log
+from llmlab.simulator.serving.energy import BASIS
 from llmlab.simulator.serving.slo import Slo
 from llmlab.simulator.workload.workload import NANOSECONDS, Workload
 
@@ -105,12 +106,13 @@ def summarize(
     usd_per_hour: float = 0.0,
     power_w: float = 0.0,
     idle_power_w: float = 0.0,
+    busy_power_w: float | None = None,
     slo: Slo | None = None,
 ) -> dict[str, Any]:
     """Everything about a run as one plain dictionary.
 
-    Energy takes a device at `power_w` while its replica runs a step and at `idle_power_w` otherwise: an upper bound where
-    steps do not draw the full board power. It is None where the power is unknown.
+    Energy takes a device at `busy_power_w` while its replica runs a step and at `idle_power_w` otherwise: an estimate, see
+    `energy.py`. `energy_most_j` takes `power_w` for every step: an upper bound. Both are None where the power is unknown.
     """
     asked = tuple(target.statistic for target in slo.targets) if slo else ()
     finished = np.isfinite(table["e2e_s"])
@@ -128,7 +130,11 @@ def summarize(
 
     usd = usd_per_hour * simulated_s / 3600
     idle_s = max(0.0, replicas * simulated_s - busy_s)
-    energy_j = devices_per_replica * (power_w * busy_s + idle_power_w * idle_s) if power_w else None
+
+    def energy(busy_w: float) -> float | None:
+        return devices_per_replica * (busy_w * busy_s + idle_power_w * idle_s) if power_w else None
+
+    energy_j, most_j = energy(power_w if busy_power_w is None else busy_power_w), energy(power_w)
     summary: dict[str, Any] = {
         "requests": len(workload),
         "finished": int(finished.sum()),
@@ -155,7 +161,11 @@ def summarize(
         "usd": usd if usd_per_hour else None,
         "usd_per_million_output_tokens": usd / output_tokens * 1e6 if usd_per_hour and output_tokens else None,
         "usd_per_million_tokens": usd / (output_tokens + prompt_tokens) * 1e6 if usd_per_hour and output_tokens else None,
+        "usd_per_request": usd / int(finished.sum()) if usd_per_hour and finished.any() else None,
         "energy_j": energy_j,
+        "energy_most_j": most_j,
+        "energy_basis": BASIS if energy_j is not None else None,
+        "joules_per_request": energy_j / int(finished.sum()) if energy_j is not None and finished.any() else None,
         "joules_per_output_token": energy_j / output_tokens if energy_j is not None and output_tokens else None,
     }
     if kv_blocks and (seen := [free for free in log.least_free_blocks if free < 2**62]):

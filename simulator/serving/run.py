@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from llmlab.reference.errors import InputError
-from llmlab.simulator.serving.deployment import Deployment, resolve
+from llmlab.simulator.serving.deployment import Deployment, Site, resolve
 from llmlab.simulator.serving.metrics import STATISTICS
+from llmlab.simulator.serving.pools import Fleet
 from llmlab.simulator.serving.simulate import REQUEST_ENDINGS, TRACE_ENDINGS, SimulationResult, check_ending, simulate
+from llmlab.simulator.serving.simulate_fleet import FleetResult, simulate_fleet
 from llmlab.simulator.serving.slo import Slo, parse_slo
 from llmlab.simulator.workload.spec import load_workload
 from llmlab.simulator.workload.workload import Workload
@@ -37,7 +39,7 @@ def read_workload(
 
 
 def run_files(
-    deployment: Deployment,
+    deployment: Deployment | Fleet,
     workload: str | Path,
     *,
     slo: str | None = None,
@@ -47,9 +49,10 @@ def run_files(
     seed: int = 0,
     out_requests: Path | None = None,
     trace: Path | None = None,
+    states: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[SimulationResult, Slo | None]:
-    """Check every input, simulate, then write what was asked for.
+    """Check every input, simulate, then write what was asked for; `states` keeps what a picture over time needs.
 
     Raises:
         InputError: any input is wrong, or a file cannot be written; nothing is left half-written.
@@ -58,9 +61,13 @@ def run_files(
     for path, endings in ((out_requests, REQUEST_ENDINGS), (trace, TRACE_ENDINGS)):
         if path is not None:
             check_ending(path, endings)
-    site = resolve(deployment)
+    site = deployment if isinstance(deployment, Fleet) else resolve(deployment)
     load = read_workload(workload, first=first, rate_factor=rate_factor, clients=clients, seed=seed)
-    result = simulate(site, load, seed=seed, record="steps" if trace else "requests", progress=progress)
+    if isinstance(site, Fleet) or states:
+        record: Literal["requests", "steps", "states"] = "states" if states else "steps" if trace else "requests"
+        result: SimulationResult = simulate_fleet(site, load, seed=seed, record=record, progress=progress)
+    else:
+        result = simulate(site, load, seed=seed, record="steps" if trace else "requests", progress=progress)
     try:
         if out_requests is not None:
             result.write_requests(out_requests)
@@ -77,6 +84,7 @@ def describe(result: SimulationResult, slo: Slo | None = None) -> dict[str, Any]
     """The JSON form of a run."""
     site, deployment = result.site, result.deployment
     low, high = result.step_interval()
+    notes = [note for each in _sites(result) for note in each.profile.notes]
     return result.summary(slo) | {
         "breakdown": result.breakdown,
         "step_time_interval": [low, high],
@@ -86,7 +94,7 @@ def describe(result: SimulationResult, slo: Slo | None = None) -> dict[str, Any]
             "tensor_parallel": deployment.tensor_parallel,
             "replicas": deployment.replicas,
             "scheduler": deployment.scheduler,
-            "router": deployment.router,
+            "router": result.fleet.router if isinstance(result, FleetResult) else deployment.router,
             "engine": site.engine.name,
             "max_num_seqs": site.max_num_seqs,
             "max_num_batched_tokens": site.max_num_batched_tokens,
@@ -95,19 +103,72 @@ def describe(result: SimulationResult, slo: Slo | None = None) -> dict[str, Any]
             "prefix_caching": deployment.prefix_caching,
             "weight_dtype": site.cost.weight_dtype,
             "kv_dtype": site.cost.kv_dtype,
-            "usd_per_hour": site.usd_per_hour,
+            "usd_per_hour": sum(each.usd_per_hour for each in _sites(result)),
         },
         "workload": result.workload.name,
-        "notes": [*site.profile.notes, *sorted(set(result.log.refused.values()))[:3]],
+        "notes": [*dict.fromkeys(notes), *sorted(set(result.log.refused.values()))[:3]],
     }
+
+
+def _sites(result: SimulationResult) -> Sequence[Site]:
+    return result.sites if isinstance(result, FleetResult) else (result.site,)
+
+
+def _pool_rows(pools: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One readable row per pool."""
+    return [
+        {
+            "pool": row["pool"],
+            "replicas": f"{row['replicas']} x {row['tensor_parallel']} {row['device']}",
+            "mean up": row["mean_up"],
+            "utilization": row["utilization"],
+            "KV peak": row["kv_peak_fraction"],
+            "starts": row["starts"],
+            "outages": row["outages"],
+            "GPU-hours": row["gpu_hours"],
+            "US$": row["usd"],
+            "energy, Wh": None if row["energy_j"] is None else row["energy_j"] / 3600,
+        }
+        for row in pools
+    ]
+
+
+def _fleet_extras(found: dict[str, Any]) -> dict[str, Any]:
+    """What only a fleet has, in words."""
+    extras: dict[str, Any] = {"GPU-hours": found["gpu_hours"]}
+    if found["outages"]:
+        extras |= {
+            "outages / availability": f"{found['outages']} / {found['availability']:.4f}",
+            "retries / requests retried": f"{found['retries']} / {found['retried_requests']}",
+        }
+    for name, title in (("transfers", "KV transfers"), ("prefix_reads", "prefix reads")):
+        if found.get(name, {}).get("count"):
+            moved = found[name]
+            extras[f"{title}: number, mean s, mean wait s"] = (
+                f"{moved['count']}, {moved['transfer_s']['mean']:.4g}, {moved['wait_s']['mean']:.4g}"
+            )
+    if "first_token_from" in found:
+        extras["first token comes from the"] = f"{found['first_token_from']} worker"
+    if "sessions" in found:
+        sessions = found["sessions"]
+        extras |= {
+            "sessions finished": f"{sessions['finished']} of {sessions['count']}",
+            "turns of a session, mean": sessions["turns"]["mean"],
+            "seconds of a session, p50": sessions["session_s"]["p50"],
+            "time to first token, later turns, mean": sessions["later_turn_ttft_s"]["mean"],
+            "later turns' prompt tokens from cache": sessions["later_turns_cached_fraction"],
+        }
+    return extras
 
 
 def rows_of(result: SimulationResult, slo: Slo | None = None) -> list[tuple[str, list[dict[str, Any]]]]:
     """The tables of a run: (title, rows)."""
     found = describe(result, slo)
     where = found["deployment"]
+    pools = found.get("pools", [where])
+    placed = " + ".join(f"{row['replicas']} x {row['tensor_parallel']} {row['device']}" for row in pools)
     title = (
-        f"{where['model']} on {where['replicas']} x {where['tensor_parallel']} {where['device']}, {found['workload']}: "
+        f"{where['model']} on {placed}, {found['workload']}: "
         f"{found['requests']} requests, {found['iterations']} steps, simulated in {found['wall_s']:.1f} s"
     )
     seconds = [
@@ -132,12 +193,17 @@ def rows_of(result: SimulationResult, slo: Slo | None = None) -> list[tuple[str,
         "prompt tokens from cache": found["cached_prompt_fraction"],
         "US$/hour": where["usd_per_hour"],
         "US$ per million output tokens": found["usd_per_million_output_tokens"],
-        "joules per output token, at most": found["joules_per_output_token"],
+        "joules per output token (estimate)": found["joules_per_output_token"],
         "step times known within": "x{:.2f} to x{:.2f}".format(*found["step_time_interval"]),
     }
     if slo is not None:
         others[f"objective {slo}"] = "met" if found["slo_met"] else "broken: " + "; ".join(found["slo_broken"])
         others["goodput, requests/s"] = found["goodput_requests_per_s"]
+    if isinstance(result, FleetResult):
+        others |= _fleet_extras(found)
     others |= {f"note {number}": note for number, note in enumerate(found["notes"], start=1)}
     shown = [{"metric": name, "value": "-" if value is None else value} for name, value in others.items()]
-    return [(title, [{k: "-" if v is None else v for k, v in row.items()} for row in seconds]), ("Run", shown)]
+    tables = [(title, seconds), ("Run", shown)]
+    if isinstance(result, FleetResult):
+        tables.append(("Pools", _pool_rows(found["pools"])))
+    return [(name, [{k: "-" if v is None else v for k, v in row.items()} for row in rows]) for name, rows in tables]

@@ -24,6 +24,7 @@ from llmlab.simulator.cost.step import StepCost
 from llmlab.simulator.serving import metrics
 from llmlab.simulator.serving.cluster import NEVER, Cluster, Log
 from llmlab.simulator.serving.deployment import Deployment, Site, resolve
+from llmlab.simulator.serving.energy import Power, balance_rows
 from llmlab.simulator.serving.slo import Slo, Watch
 from llmlab.simulator.workload.workload import Workload
 
@@ -81,6 +82,7 @@ class SimulationResult:
     def metrics(self, slo: Slo | None = None) -> dict[str, Any]:
         """Metrics alone: equal for equal runs, and quick."""
         device = self.site.profile.device
+        power = Power.of(device, balance_rows(self.site.cost))
         return metrics.summarize(
             self.workload,
             self.log,
@@ -90,6 +92,7 @@ class SimulationResult:
             usd_per_hour=self.site.usd_per_hour,
             power_w=device.power_w,
             idle_power_w=device.idle_power_w,
+            busy_power_w=power.mean_busy_w(self.log.sample.shapes),
             slo=slo,
         )
 
@@ -219,6 +222,12 @@ def simulate(
     """
     if not 0 < stretch < math.inf:
         raise ValueError(f"stretch={stretch} must be positive")
+    if len(workload.session):  # turns wait for answers: the fleet knows how
+        from llmlab.simulator.serving.simulate_fleet import simulate_fleet
+
+        return simulate_fleet(
+            deployment, workload, seed=seed, record=record, give_up=give_up, stretch=stretch, progress=progress
+        )
     site = deployment if isinstance(deployment, Site) else resolve(deployment)
     if workload.block_hashes and site.deployment.prefix_caching:
         sizes = sorted((workload.hash_block_tokens, site.deployment.block_tokens))
@@ -237,7 +246,9 @@ def simulate(
         workload,
         [site.new_scheduler() for _ in range(replicas)],
         step_ns,
-        make_router(site.deployment.router, replicas, np.random.default_rng(seed)),
+        make_router(
+            site.deployment.router, replicas, np.random.default_rng(seed), block_tokens=site.deployment.block_tokens
+        ),
         block_tokens=site.deployment.block_tokens if site.deployment.prefix_caching else 0,
         frontend_ns=round(site.engine.host_request_s * 1e9),
         lag_steps=site.engine.scheduling_lag_steps,

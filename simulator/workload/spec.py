@@ -14,6 +14,10 @@ or requests drawn from ServeGen's client tables:
 
     servegen: {windows: m-large_windows.csv.gz, lengths: m-large_lengths.csv.gz, window_s: [0, 600], clients: 20}
 
+or sessions, whose `requests` are counted and whose `arrivals` begin; both lengths are then per turn:
+
+    sessions: {turns: {distribution: uniform, low: 2, high: 8}, gap_s: {mean: 20, cv: 1}, system_tokens: 500}
+
 `llmlab workload fit` writes a file of the first kind from a trace, with `modulated` arrivals, lengths as `quantiles` and
 prefixes of kind `reuse`.
 """
@@ -31,6 +35,7 @@ from llmlab.reference.errors import InputError
 from llmlab.simulator.workload import synthetic
 from llmlab.simulator.workload.formats import read_json
 from llmlab.simulator.workload.servegen import read_servegen
+from llmlab.simulator.workload.sessions import conversations
 from llmlab.simulator.workload.trace import read_table, read_trace, token_counts
 from llmlab.simulator.workload.workload import Workload
 
@@ -184,6 +189,24 @@ class ServeGen(_Strict):
 
 Length = Annotated[Fixed | Uniform | Lognormal | Quantiles, Field(discriminator="distribution")]
 
+
+class Pause(_Strict):
+    """Lognormal pauses; cv 0 makes them equal."""
+
+    mean: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    cv: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+
+
+class Sessions(_Strict):
+    """Turns that contain the conversation so far and follow the answer before: chats, or agents that wait for tools."""
+
+    turns: Length
+    gap_s: Pause
+    system_tokens: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
+    system_groups: Whole = 1
+    most_tokens: Tokens | None = None
+
+
 Arrivals = Annotated[Constant | Poisson | Gamma | Modulated | AtOnce | ClosedLoop, Field(discriminator="process")]
 
 
@@ -202,6 +225,7 @@ class WorkloadSpec(_Strict):
     length_rank_correlation: Annotated[float, Field(ge=-1, le=1)] = 0.0
     lengths_from: str | None = None
     prefix: Annotated[SharedPrefix | CyclicPrefix | ReusedPrefix, Field(discriminator="kind")] | None = None
+    sessions: Sessions | None = None
     block_tokens: Whole = 16
 
 
@@ -262,6 +286,37 @@ def _draw(length: Fixed | Uniform | Lognormal | Quantiles, count: int, rng: np.r
     return synthetic.lognormal(count, length.mean, length.cv, rng, low=length.low, high=length.high)
 
 
+def _converse(spec: WorkloadSpec, arrival_ns: np.ndarray, streams: Any, path: Path) -> Workload:
+    """Draw the turns of sessions that begin at these times."""
+    chosen, arrivals = spec.sessions, spec.arrivals
+    assert chosen is not None
+    if spec.prefix is not None or spec.lengths_from is not None or spec.length_rank_correlation:
+        raise InputError(path, "sessions", None, "does not go together with prefix, lengths_from or length_rank_correlation")
+    prompt_rng, output_rng, turn_rng, gap_rng = streams
+    turns = _draw(chosen.turns, len(arrival_ns), turn_rng)
+    count = int(turns.sum())
+    if count > 20_000_000:
+        raise InputError(path, "sessions.turns", count, "makes more than 20000000 requests")
+    assert spec.prompt_tokens is not None
+    assert spec.output_tokens is not None
+    new, output = _draw(spec.prompt_tokens, count, prompt_rng), _draw(spec.output_tokens, count, output_rng)
+    spread = np.sqrt(np.log1p(chosen.gap_s.cv**2))
+    gaps = chosen.gap_s.mean * np.exp(spread * gap_rng.standard_normal(count) - spread**2 / 2)
+    workload = conversations(
+        arrival_ns,
+        turns,
+        new,
+        output,
+        gaps,
+        system_tokens=chosen.system_tokens,
+        system_groups=chosen.system_groups,
+        most_tokens=chosen.most_tokens,
+        block_tokens=spec.block_tokens,
+        name=path.name,
+    )
+    return workload.with_clients(arrivals.clients, arrivals.think_s) if isinstance(arrivals, ClosedLoop) else workload
+
+
 def _arrive(arrivals: Any, count: int, rng: np.random.Generator) -> np.ndarray:
     if isinstance(arrivals, Constant):
         return synthetic.constant(count, arrivals.rate_per_s)
@@ -315,6 +370,9 @@ def make_workload(spec: WorkloadSpec, seed: int, path: Path) -> Workload:
         else:
             raise InputError(path, "requests", None, "is missing (duration_s needs an arrival rate)")
         arrival_ns = _arrive(arrivals, count, arrival_rng)
+        if spec.sessions is not None:
+            more = [*map(np.random.default_rng, streams[3].spawn(2))]
+            return _converse(spec, arrival_ns, (prompt_rng, output_rng, *more), path)
         if spec.lengths_from is not None:
             pairs = synthetic.empirical(count, *_measured_lengths(path.parent / spec.lengths_from), prompt_rng)
             prompt_tokens, output_tokens = pairs[:, 0], pairs[:, 1]

@@ -1,0 +1,85 @@
+"""The picture of a fleet over time: requests queued and running, KV cache in use, replicas by state, power."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmlab.reference.errors import InputError
+from llmlab.reference.files import write_atomic
+from llmlab.simulator.serving.over_time import OverTime, over_time
+from llmlab.simulator.serving.simulate import SimulationResult
+from llmlab.simulator.serving.simulate_fleet import FleetResult
+
+ENDINGS = (".png", ".svg", ".pdf")
+COLORS = ("#1b6ca8", "#d1495b", "#3c8d53", "#8a5fb0", "#c98a1b", "#5a5a5a")
+
+
+def _line(axis: Any, series: OverTime, values: np.ndarray, **style: Any) -> None:
+    """A staircase over the bins."""
+    axis.stairs(values, series.edges_s, baseline=None, **style)
+
+
+def draw(result: SimulationResult, path: str | Path) -> Path:
+    """Draw one run of a fleet and write the picture.
+
+    Raises:
+        TypeError: the run is not one of `simulate_fleet`.
+        InputError: another ending, or the file cannot be written.
+    """
+    path = Path(path)
+    if path.suffix not in ENDINGS:
+        raise InputError(path, "plot", path.name, f"must end in {', '.join(ENDINGS)}")
+    if not isinstance(result, FleetResult):
+        raise TypeError(f"a {type(result).__name__} holds no states: use simulate_fleet(..., record='states')")
+    from matplotlib.figure import Figure
+
+    series = over_time(result)
+    figure = Figure(figsize=(10, 8.6), layout="constrained")
+    requests, cache, replicas, power = figure.subplots(4, 1, sharex=True)
+    _line(requests, series, series.queued, color="#222222", label="waiting for the first step", linewidth=1.1)
+    for number, name in enumerate(series.pools):
+        color = COLORS[number % len(COLORS)]
+        said = name if len(series.pools) > 1 else ""
+        _line(requests, series, series.running[number], color=color, label=f"running {said}".strip(), linewidth=1.3)
+        _line(cache, series, 100 * series.kv_fraction[number], color=color, label=said or "in use", linewidth=1.3)
+        _line(replicas, series, series.serving[number], color=color, label=f"serving {said}".strip(), linewidth=1.6)
+        for values, what, style in (
+            (series.starting[number], "starting", ":"),
+            (series.warm[number], "warm", "--"),
+            (series.down[number], "down", "-."),
+        ):
+            if values.any():
+                _line(replicas, series, values, color=color, linestyle=style, label=f"{what} {said}".strip(), linewidth=1.1)
+        _line(power, series, series.watts[number] / 1e3, color=color, label=said or "all devices", linewidth=1.3)
+    if len(series.pools) > 1:
+        _line(power, series, series.watts.sum(axis=0) / 1e3, color="#222222", label="all", linewidth=0.9)
+    for axis, title in (
+        (requests, "requests"),
+        (cache, "KV cache in use, %"),
+        (replicas, "replicas"),
+        (power, "power, kW (estimate)"),
+    ):
+        axis.set_ylabel(title)
+        axis.set_ylim(bottom=0)
+        axis.grid(alpha=0.3, linewidth=0.6)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8)
+    power.set_xlabel("seconds since the start")
+    requests.set_xlim(0, float(series.edges_s[-1]))
+    placed = " + ".join(
+        f"{site.deployment.replicas} x {site.deployment.tensor_parallel} {site.profile.device.name}" for site in result.sites
+    )
+    figure.suptitle(f"{result.site.model.name} on {placed}: {result.workload.name}", fontsize=11)
+    whole = io.BytesIO()
+    metadata = (
+        {"Software": None} if path.suffix == ".png" else {"CreationDate": None} if path.suffix == ".pdf" else {"Date": None}
+    )
+    figure.savefig(whole, format=path.suffix[1:], dpi=130, metadata=metadata)
+    try:
+        return write_atomic(path, whole.getvalue())
+    except OSError as error:
+        raise InputError(path, "plot", path.name, error.strerror or "cannot be written") from None

@@ -19,7 +19,7 @@ import pandas as pd
 
 from llmlab.harness.calibration.tables import NUMBERS
 from llmlab.reference.errors import InputError
-from llmlab.simulator.cost.curves import FORMS, Curve, Limits
+from llmlab.simulator.cost.curves import FORMS, Curve, Limits, without_launches
 from llmlab.simulator.hardware.device import Device, Peaks
 from llmlab.simulator.hardware.profile import DeviceProfile
 
@@ -29,20 +29,38 @@ COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send
 
 CANDIDATES: Mapping[str, tuple[str, ...]] = {
     "gemm": ("gemm", "gemm_tiles"),
+    "gemm.fp8_block": ("gemm_tiles_eager",),
     "attention_prefill": ("attention_prefill", "attention_prefill_tiles"),
     "attention_decode": ("attention_decode", "attention_decode_waves"),
+    "attention_prefill_mla": ("attention_prefill_mla",),
+    "attention_decode_mla": ("attention_decode_mla",),
     "moe": ("moe",),
+    "moe_parallel": ("moe",),
     "memory": ("memory",),
     "host": ("host",),
     **dict.fromkeys(COLLECTIVES, ("collective", "collective_knots")),
 }
-"""Formulas tried per kind, the one with fewer parameters first."""
+"""Formulas tried per kind, the one with fewer parameters first; a curve of its own name has its own."""
 
 KEYS: Mapping[str, tuple[str, ...]] = {
     "gemm": ("m", "n", "k"),
     "attention_prefill": ("batch", "new_tokens", "context_tokens", "heads", "kv_heads", "head_width", "window"),
     "attention_decode": ("batch", "context_tokens", "heads", "kv_heads", "head_width", "window"),
-    "moe": ("tokens", "hidden", "inter", "experts_per_token", "experts"),
+    "attention_prefill_mla": (
+        "batch",
+        "new_tokens",
+        "context_tokens",
+        "heads",
+        "head_width",
+        "latent_width",
+        "window",
+        "beside_s",
+    ),
+    "attention_decode_mla": ("batch", "context_tokens", "heads", "latent_width", "window", "beside_s"),
+    **dict.fromkeys(
+        ("moe", "moe_parallel"),
+        ("tokens", "hidden", "inter", "experts_per_token", "handled", "experts", "matrices", "ranks"),
+    ),
     "memory": ("moved_bytes",),
     "host": ("batch",),
     **dict.fromkeys(COLLECTIVES, ("ranks", "message_bytes")),
@@ -108,7 +126,7 @@ def groups(samples: pd.DataFrame, device: Device) -> Iterator[Group]:
             Limits.of(device, dtype or "bfloat16", kv_dtype or dtype or "bfloat16"),
             columns,
             shapes["seconds"].to_numpy(float),
-            held_out(shapes[list(keys)].to_numpy(float)),
+            held_out(shapes[[key for key in keys if key != "beside_s"]].to_numpy(float)),
             ", ".join(sorted({str(source).split(" ")[0] for source in rows["source"]} - {""})),
         )
 
@@ -119,7 +137,7 @@ def _split(samples: pd.DataFrame) -> Iterator[tuple[tuple[str, str, str, str], p
         raise InputError("samples", "kind", sorted(unknown)[0], f"unknown; known: {', '.join(KEYS)}")
     for label, rows in samples.groupby("kind", sort=True):
         kind = str(label)
-        if kind in ("gemm", "moe"):
+        if kind in ("gemm", "moe", "moe_parallel"):
             for operands, some in rows.groupby("dtype", sort=True):
                 yield (kind, "", str(operands), ""), some
         elif kind.startswith("attention"):
@@ -165,7 +183,7 @@ def _fit_form(
 
     def errors(logs: np.ndarray) -> np.ndarray:
         parameters = dict(zip(names, np.exp(logs).tolist())) | dict(choice)
-        predicted = np.maximum(form.seconds(parameters, group.limits, columns, np), 1e-12)
+        predicted = np.maximum(form.seconds(parameters, group.limits, columns, np) + columns.get("beside_s", 0.0), 1e-12)
         return np.log(predicted / seconds)
 
     bounds = (np.log(low), np.log(high))
@@ -221,7 +239,7 @@ def _fit_knots(group: Group, train: np.ndarray) -> dict[str, float]:
 
 def _predict(group: Group, curve: Curve, rows: np.ndarray) -> np.ndarray:
     columns, _ = group.part(rows)
-    return np.asarray(curve.seconds(group.limits, columns))
+    return np.asarray(curve.seconds(group.limits, columns)) + columns.get("beside_s", 0.0)
 
 
 def _mean_error(group: Group, curve: Curve, rows: np.ndarray) -> float:
@@ -254,7 +272,7 @@ def fit_group(group: Group, candidates: Sequence[str] | None = None) -> Curve:
     train = np.ones_like(group.test) if few else ~group.test
     best: Curve | None = None
     best_error = math.inf
-    for index, form_name in enumerate(candidates or CANDIDATES[group.kind]):
+    for index, form_name in enumerate(candidates or CANDIDATES.get(group.name) or CANDIDATES[group.kind]):
         size = len(FORMS[form_name].parameters)
         if index and train.sum() < ROWS_PER_PARAMETER * max(size, 4):
             continue
@@ -303,12 +321,37 @@ def fit(
     """
     device = peaks.device() if isinstance(peaks, Peaks) else peaks.device if isinstance(peaks, DeviceProfile) else peaks
     samples = _complete(samples)
-    curves = {}
-    for group in groups(samples, device):
-        if progress:
-            progress(group.name)
-        curves[group.name] = fit_group(group)
+    curves: dict[str, Curve] = {}
+    latent = samples["kind"].str.endswith("_mla")
+    for some in (samples[~latent], samples[latent]):  # latent attention is timed with projections, so those come first
+        for group in groups(with_projections(some, curves, device), device):
+            if progress:
+                progress(group.name)
+            curves[group.name] = fit_group(group)
     return DeviceProfile(device, curves, dict(provenance or {}))
+
+
+def with_projections(samples: pd.DataFrame, curves: Mapping[str, Curve], device: Device) -> pd.DataFrame:
+    """Fill `beside_s` of latent attention: the matrix products of DeepSeek-V3's module that were timed with it.
+
+    Queries and latents down, queries up, the latents' expansion (or, in decode, its absorption: as many FLOPs), output.
+    """
+    samples = samples.copy()
+    samples["beside_s"] = samples["beside_s"].fillna(0.0)
+    timed = samples["kind"].str.endswith("_mla") & (samples["operator"] != "")
+    for operands in sorted(set(samples["operator"][timed])):
+        chosen = timed & (samples["operator"] == operands)
+        curve = curves.get(f"gemm.{operands}") or curves.get("gemm.bfloat16")
+        if curve is None:
+            raise InputError("samples", "kind", "attention_mla", "its projections need the device's gemm curve")
+        rows = samples[chosen]
+        m, heads = (rows["batch"] * rows["new_tokens"]).to_numpy(float), rows["heads"].to_numpy(float)
+        parameters = without_launches(curve.parameters)
+        samples.loc[chosen, "beside_s"] = sum(
+            np.asarray(FORMS[curve.form].seconds(parameters, Limits.of(device, operands), {"m": m, "n": n, "k": k}, np))
+            for n, k in ((2112.0, 7168.0), (192.0 * heads, 1536.0), (256.0 * heads, 512.0), (7168.0, 128.0 * heads))
+        )
+    return samples
 
 
 def _complete(samples: pd.DataFrame) -> pd.DataFrame:
@@ -335,7 +378,7 @@ def errors_of(profile: DeviceProfile, samples: pd.DataFrame, *, only_held_out: b
     With `only_held_out` the same half as in `fit` is scored, so the figures in a shipped profile can be reproduced.
     """
     rows = []
-    for group in groups(_complete(samples), profile.device):
+    for group in groups(with_projections(_complete(samples), profile.curves, profile.device), profile.device):
         if group.name not in profile.curves:
             continue
         chosen = group.test if only_held_out and group.test.any() else np.ones_like(group.test)

@@ -3,11 +3,12 @@
 A row is one operator on one device at one shape. Columns that do not apply to a kind are NaN (numbers) or "" (text).
 
     column           kinds                         meaning
-    kind             all                           gemm, attention_prefill, attention_decode, moe, memory, host,
-                                                   all_reduce, all_gather, reduce_scatter, all_to_all, send_recv
+    kind             all                           gemm, attention_prefill, attention_decode (each also with _mla), moe, memory,
+                                                   host, all_reduce, all_gather, reduce_scatter, all_to_all, send_recv
     operator         memory                        rms_norm, rope, activation, embedding, sampling, ...
                      collectives                   implementation: nccl, custom, custom_eager
                      gemm, attention               kernel's own name, information only
+                     attention_*_mla               dtype of the projections timed with it, "" where attention was timed alone
     dtype, kv_dtype  gemm, attention, moe          bfloat16, float32, fp8, ...
     m, n, k          gemm                          out[m, n] = x[m, k] w[k, n]
     batch            attention, host               requests
@@ -15,7 +16,10 @@ A row is one operator on one device at one shape. Columns that do not apply to a
     context_tokens   attention                     prefill: tokens cached before the new ones, per request;
                                                    decode: tokens attended to per request, the new one included
     heads, kv_heads, head_width, window            window 0: no window
-    tokens, hidden, inter, experts_per_token, experts       moe
+    latent_width     attention_*_mla               elements cached per token; head_width is the mean of keys and values
+    beside_s         attention_*_mla               seconds of the projections, from their own curves
+    tokens, hidden, inter, experts_per_token, experts       moe, moe_parallel: of one device
+    handled, matrices, ranks                       moe, moe_parallel: visits per token on all devices, 2 or 3, devices
     moved_bytes      memory                        bytes read and written at least once
     ranks, message_bytes                           collectives; bytes of the whole message on one rank
     seconds          all                           duration of one call
@@ -47,11 +51,15 @@ NUMBERS = (
     "kv_heads",
     "head_width",
     "window",
+    "latent_width",
+    "beside_s",
     "tokens",
     "hidden",
     "inter",
     "experts_per_token",
+    "handled",
     "experts",
+    "matrices",
     "moved_bytes",
     "ranks",
     "message_bytes",
@@ -147,25 +155,63 @@ def _aiconfigurator_attention(path: Path) -> pd.DataFrame:
     )
 
 
-def _aiconfigurator_moe(path: Path) -> pd.DataFrame:
-    """Experts split by tensor parallelism and visited as by a router.
+def _aiconfigurator_mla(path: Path) -> pd.DataFrame:
+    """Latent attention of DeepSeek-V3: of Hopper the whole module with its projections, of the A100 attention alone.
 
-    Left out are the rows of a perfectly balanced router, which no trained one is, and those of expert parallelism, whose
-    buffers hold every token's visits while a device computes its share of them.
+    A context row of a single new token is a decode step.
+    """
+    needed = ("mla_dtype", "kv_cache_dtype", "num_heads", "batch_size", "isl", "step", "latency_ms")
+    t = _read(path, needed)
+    decode = ("generation" in path.name) | (t.isl == 1)
+    return tidy(
+        {
+            "kind": np.where(decode, "attention_decode_mla", "attention_prefill_mla"),
+            "operator": t["gemm_type"].map(dtype_name) if "gemm_type" in t else "",
+            "dtype": t.mla_dtype.map(dtype_name),
+            "kv_dtype": t.kv_cache_dtype.map(dtype_name),
+            "batch": t.batch_size,
+            "new_tokens": np.where(decode, 1, t.isl),
+            "context_tokens": np.where(decode, t.step + 1, t.step),
+            "heads": t.num_heads,
+            "kv_heads": t.num_heads,
+            "head_width": 160,  # 192 of keys, 128 of values
+            "window": 0,
+            "latent_width": 576,
+            "seconds": t.latency_ms * 1e-3,
+        }
+    )
+
+
+UNGATED_EXPERTS = {(2688, 1856), (5120, 5120), (2688, 1024), (4096, 2688), (1024, 2688)}
+"""(hidden, inter) of tables whose experts have two matrices: Nemotron 3, squared ReLU."""
+
+
+def _aiconfigurator_moe(path: Path) -> pd.DataFrame:
+    """Experts split by tensor or expert parallelism and visited as by a router; `experts_per_token` falls on one device.
+
+    Left out are the rows of a perfectly balanced router, which no trained one is; widths that are no multiple of 16, for
+    which kernels fall back to unaligned loads; and one kernel of 8-bit operands per tensor (FlashInfer's CUTLASS under
+    modelopt) that takes eight microseconds per expert whatever its size.
     """
     needed = ("moe_dtype", "num_tokens", "hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size", "moe_ep_size")
     t = _read(path, (*needed, "distribution", "latency_ms"))
-    t = t[(t.moe_ep_size == 1) & (t.distribution != "balanced")]
+    t = t[(t.distribution != "balanced") & (t.moe_ep_size <= 16) & (t.inter_size / t.moe_tp_size % 16 == 0)]
+    if "kernel_source" in t:
+        t = t[~t.kernel_source.str.contains("modeloptfp8moe_flashinfer_cutlass")]
+    ungated = pd.Series([pair in UNGATED_EXPERTS for pair in zip(t.hidden_size, t.inter_size)], index=t.index, dtype=bool)
     return tidy(
         {
-            "kind": "moe",
+            "kind": np.where(t.moe_ep_size > 1, "moe_parallel", "moe"),
             "operator": t.distribution,
             "dtype": t.moe_dtype.map(dtype_name),
             "tokens": t.num_tokens,
             "hidden": t.hidden_size,
             "inter": t.inter_size / t.moe_tp_size,
-            "experts_per_token": t.topk,
-            "experts": t.num_experts,
+            "experts_per_token": t.topk / t.moe_ep_size,
+            "handled": t.topk,
+            "experts": t.num_experts / t.moe_ep_size,
+            "matrices": np.where(ungated, 2, 3),
+            "ranks": t.moe_ep_size,
             "seconds": t.latency_ms * 1e-3,
         }
     )
@@ -424,6 +470,7 @@ _GPU_COLUMN = {"rtx_4090": "RTX4090", "rtx_pro_6000": "RTXPRO6000"}
 _READERS: tuple[tuple[str, Callable[[Path], pd.DataFrame]], ...] = (
     (r"_gemm_perf\.csv", _aiconfigurator_gemm),
     (r"_(context|generation)_attention_perf\.csv", _aiconfigurator_attention),
+    (r"_(context|generation)_mla_perf\.csv|_mla_(context|generation)_module_perf\.csv", _aiconfigurator_mla),
     (r"_moe_perf\.csv", _aiconfigurator_moe),
     (r"_custom_allreduce_perf\.csv", _aiconfigurator_custom_all_reduce),
     (r"_nccl_perf\.csv", _aiconfigurator_nccl),

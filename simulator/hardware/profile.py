@@ -48,9 +48,13 @@ class DeviceProfile:
         for length in range(len(variants), 0, -1):
             if found := self.curves.get(".".join((kind, *variants[:length]))):
                 return found
+        if kind == "moe" and variants[:1] in (("fp8",), ("int8",)) and (found := self.curves.get("moe.fp8_block")):
+            return found  # per-tensor scales are no harder than per-block ones
         for key in (kind, f"{kind}.bfloat16", f"{kind}.float16", f"{kind}.float32"):
             if found := self.curves.get(key):
                 return found
+        if kind == "moe_parallel":
+            return self.curve("moe", *variants)
         if kind.endswith("_windowed"):
             return self.curve(kind.removesuffix("_windowed"), *variants)
         base = kind.split(".")[0]

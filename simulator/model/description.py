@@ -51,7 +51,8 @@ class Gemm:
 class Experts:
     """Routed feed-forward: every token visits `visits` of this device's `experts`, each of width `inter` on this device.
 
-    Where experts are dealt to `ranks` devices, `visits` is the mean part of a token's visits that falls on one of them.
+    Where experts are dealt to `ranks` devices, `visits` is the mean part of a token's visits that falls on one of them
+    and `handled` those it sorts: all, unless tokens travel to their experts.
     """
 
     hidden: int
@@ -60,6 +61,7 @@ class Experts:
     experts: int
     count: int
     ranks: int = 1
+    handled: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -290,9 +292,10 @@ class ModelDescription:
         if sparse:
             inter = math.ceil(c.moe_intermediate_size / (tp // expert_parallel))
             experts = math.ceil(c.num_experts / expert_parallel)
+            handled = c.num_experts_per_tok / (expert_parallel if expert_parallel > ALL_TO_ALL_RANKS else 1)
             found += [
                 Gemm("router", c.num_experts, D, sparse, part="router"),
-                Experts(D, inter, c.num_experts_per_tok / expert_parallel, experts, sparse, expert_parallel),
+                Experts(D, inter, c.num_experts_per_tok / expert_parallel, experts, sparse, expert_parallel, handled),
             ]
             if c.shared_expert_intermediate_size:
                 F = math.ceil(c.shared_expert_intermediate_size / tp)
@@ -461,6 +464,8 @@ def kv_capacity_tokens(
     kv_dtype: str = "bfloat16",
     max_num_batched_tokens: int = 8192,
     overhead_bytes: float | None = None,
+    expert_parallel: int = 1,
+    attention_data_parallel: int = 1,
 ) -> int:
     """Tokens whose keys and values fit beside weights, working memory and the engine's own share.
 
@@ -475,6 +480,8 @@ def kv_capacity_tokens(
         overhead_bytes: what the engine's memory profile counts beside activations; by default 0.15 GB, or 0.5 GB where
             devices hold communicator buffers. With it the blocks that vLLM 0.11 to 0.19 logged for six deployments come out
             within 2 %; context and captured graphs live in the part of the memory the engine does not fill.
+        expert_parallel: groups of devices that the experts are dealt to.
+        attention_data_parallel: groups that each hold the keys and values of their own requests.
 
     Raises:
         InputError: the fraction is not within (0, 1], or something does not fit: the message says what and by how much.
@@ -486,15 +493,17 @@ def kv_capacity_tokens(
     if overhead_bytes is None:
         overhead_bytes = 0.15e9 if tensor_parallel == 1 else 0.5e9
     left = budget
+    degrees = {"expert_parallel": expert_parallel, "attention_data_parallel": attention_data_parallel}
+    token_bytes = model.kv_bytes_per_token(tensor_parallel // attention_data_parallel, kv_dtype)
     for what, size in (
-        ("weights", model.weight_bytes(tensor_parallel, weight_dtype)),
+        ("weights", model.weight_bytes(tensor_parallel, weight_dtype, **degrees)),
         ("engine overhead", overhead_bytes),
         ("activations", model.activation_bytes(max_num_batched_tokens, tensor_parallel)),
-        ("one token of KV cache", model.kv_bytes_per_token(tensor_parallel, kv_dtype)),
+        ("one token of KV cache", token_bytes),
     ):
         if size > left:
             need = f"{size / 1e9:.1f} GB of {what} per device, {max(left, 0) / 1e9:.1f} GB left of {budget / 1e9:.1f} GB"
             raise InputError(where, "memory", f"{device.hbm_bytes / 1e9:.1f} GB", f"does not fit: {need}")
         if what != "one token of KV cache":
             left -= size
-    return int(left // model.kv_bytes_per_token(tensor_parallel, kv_dtype))
+    return int(attention_data_parallel * (left // token_bytes))

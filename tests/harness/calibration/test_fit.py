@@ -35,6 +35,22 @@ SHAPES = {
         "head_width": [128],
         "window": [0],
     },
+    "attention_decode_mla": {
+        "batch": [1, 2, 8, 32, 128, 500],
+        "context_tokens": [16, 100, 512, 3000, 16000],
+        "heads": [8, 32, 128],
+        "latent_width": [576],
+        "window": [0],
+    },
+    "attention_prefill_mla": {
+        "batch": [1, 2, 8],
+        "new_tokens": [2, 64, 300, 1024, 5000],
+        "context_tokens": [0, 512, 4000],
+        "heads": [8, 32, 128],
+        "head_width": [160],
+        "latent_width": [576],
+        "window": [0],
+    },
     "memory": {"moved_bytes": list(np.geomspace(1e3, 1e10, 40))},
     "host": {"batch": list(range(1, 40))},
     "moe": {
@@ -42,7 +58,10 @@ SHAPES = {
         "hidden": [2048, 4096],
         "inter": [768, 3072],
         "experts_per_token": [2, 8],
+        "handled": [8],
         "experts": [8, 64, 128],
+        "matrices": [2, 3],
+        "ranks": [1, 8],
     },
     "all_reduce": {"ranks": [2, 4, 8], "message_bytes": list(np.geomspace(1e2, 1e9, 30))},
 }
@@ -52,6 +71,8 @@ TRUTH = {
     "gemm": "gemm",
     "attention_decode": "attention_decode",
     "attention_prefill": "attention_prefill",
+    "attention_decode_mla": "attention_decode_mla",
+    "attention_prefill_mla": "attention_prefill_mla",
     "memory": "memory",
     "host": "host",
     "moe": "moe",
@@ -200,8 +221,13 @@ def test_collectives_follow_the_messages_and_scale_with_the_link():
 @pytest.mark.parametrize("name", [name for name, form in FORMS.items() if form.parameters])
 def test_a_formula_gives_the_same_for_arrays_and_for_numbers(name):
     form = FORMS[name]
-    kind = {"gemm_tiles": "gemm", "attention_prefill_tiles": "attention_prefill", "attention_decode_waves": "attention_decode"}
-    shape = SHAPES[kind.get(name, {"collective": "all_reduce"}.get(name, name))]
+    kind = {
+        "gemm_tiles": "gemm",
+        "gemm_tiles_eager": "gemm",
+        "attention_prefill_tiles": "attention_prefill",
+        "attention_decode_waves": "attention_decode",
+    }
+    shape = SHAPES["all_reduce" if name.startswith("collective") else kind.get(name, name)]
     parameters = Curve.prior(name).parameters
     for pick in range(3):
         columns = {key: values[pick % len(values)] for key, values in shape.items()}

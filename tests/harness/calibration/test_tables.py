@@ -65,9 +65,22 @@ def test_experts_are_split_by_tensor_parallelism_and_odd_routers_are_left_out(tm
         "bfloat16,16,2048,768,8,128,2,1,power_law_1.2,0.1",
         "bfloat16,16,2048,768,8,128,2,1,balanced,0.1",
         "bfloat16,16,2048,768,8,128,2,4,power_law_1.2,0.1",
+        "bfloat16,16,2048,768,8,128,32,1,power_law_1.2,0.1",
     )
+    row, apart = read_table(path).to_dict("records")
+    assert (row["kind"], row["tokens"], row["inter"], row["experts"], row["experts_per_token"]) == ("moe", 16, 384, 128, 8)
+    assert (apart["kind"], apart["experts"], apart["experts_per_token"]) == ("moe_parallel", 32, 2)
+    assert (apart["handled"], apart["ranks"], apart["matrices"]) == (8, 4, 3)
+
+
+def test_latent_attention_says_which_projections_were_timed_with_it(tmp_path):
+    header = "kernel_source,mla_dtype,kv_cache_dtype,gemm_type,num_heads,batch_size,isl,tp_size,step,latency_ms"
+    path = written(tmp_path, "h100_sxm_x_mla_generation_module_perf.csv", header, "F,bfloat16,fp8,fp8_block,16,4,1,1,1023,0.2")
     (row,) = read_table(path).to_dict("records")
-    assert (row["tokens"], row["inter"], row["experts"], row["experts_per_token"]) == (16, 384, 128, 8)
+    assert (row["kind"], row["context_tokens"], row["operator"]) == ("attention_decode_mla", 1024, "fp8_block")
+    path = written(tmp_path, "h100_sxm_x_mla_context_module_perf.csv", header, "F,bfloat16,fp8,fp8_block,16,4,512,1,0,0.2")
+    (row,) = read_table(path).to_dict("records")
+    assert (row["kind"], row["new_tokens"], row["latent_width"]) == ("attention_prefill_mla", 512, 576)
 
 
 VIDUR = "n_head,n_kv_head,n_embd,n_expanded_embd,vocab_size,use_gated_mlp,num_tokens,num_tensor_parallel_workers"

@@ -41,14 +41,33 @@ def test_every_shipped_curve_is_positive_and_never_falls_as_work_grows(name):
         "gemm": {"m": grown, "n": 4096.0, "k": 4096.0},
         "attention_prefill": {"batch": 1, "new_tokens": grown + 1, "context_tokens": 100.0},
         "attention_decode": {"batch": 4, "context_tokens": grown},
-        "moe": {"tokens": grown, "hidden": 2048, "inter": 768, "experts_per_token": 8, "experts": 128},
+        "moe": {
+            "tokens": grown,
+            "hidden": 2048,
+            "inter": 768,
+            "experts_per_token": 8,
+            "handled": 8,
+            "experts": 128,
+            "matrices": 3,
+            "ranks": 1,
+        },
+        "attention_decode_mla": {"batch": grown, "context_tokens": 900, "heads": 16, "latent_width": 576, "window": 0},
+        "attention_prefill_mla": {
+            "batch": 2,
+            "new_tokens": grown,
+            "context_tokens": 900,
+            "heads": 16,
+            "head_width": 160,
+            "latent_width": 576,
+            "window": 0,
+        },
         "memory": {"moved_bytes": grown * 1e4},
         "collective": {"ranks": 4, "message_bytes": grown * 1e4},
         "host": {"batch": grown},
     }
     heads = {"heads": 32, "kv_heads": 8, "head_width": 128, "window": 0}
     for key, curve in profile.curves.items():
-        kind = key.split(".")[0].removesuffix("_windowed")
+        kind = key.split(".")[0].removesuffix("_windowed").removesuffix("_parallel")
         columns = base.get(kind, base["collective"]) | (heads if kind.startswith("attention") else {})
         seconds = np.asarray(curve.seconds(profile.limits(), columns))
         assert np.isfinite(seconds).all(), key

@@ -36,6 +36,8 @@ class Deployment:
         model: preset name, path of a `config.json`, or a description.
         device: device name, path of a profile, or a profile.
         tensor_parallel: devices one replica spans.
+        expert_parallel: groups of them that the experts are dealt to.
+        attention_data_parallel: groups of them that each attend for a part of the requests.
         replicas: equal copies behind the router.
         scheduler: a key of `SCHEDULERS`.
         max_num_seqs: requests a replica runs at once; the engine's default where None.
@@ -69,6 +71,8 @@ class Deployment:
     kv_blocks: int | None = None
     max_model_tokens: int | None = None
     price_usd_per_hour: float | None = None
+    expert_parallel: int = 1
+    attention_data_parallel: int = 1
 
     def __post_init__(self) -> None:
         """Check what can be checked without loading anything.
@@ -76,7 +80,8 @@ class Deployment:
         Raises:
             InputError: a count below 1, or an unknown scheduler or router.
         """
-        for field in ("tensor_parallel", "replicas", "max_num_seqs", "max_num_batched_tokens", "block_tokens", "kv_blocks"):
+        counts = ("tensor_parallel", "replicas", "max_num_seqs", "max_num_batched_tokens", "block_tokens", "kv_blocks")
+        for field in (*counts, "expert_parallel", "attention_data_parallel"):
             value = getattr(self, field)
             if value is not None and value < 1:
                 raise InputError("deployment", field, value, "must be at least 1")
@@ -147,6 +152,8 @@ def _step_cost(
     weight_dtype: str,
     kv_dtype: str,
     engine: EngineModel | str,
+    expert_parallel: int,
+    attention_data_parallel: int,
     versions: tuple[int, ...],  # of the files behind names, so that a file written anew is read anew
 ) -> StepCost:
     return StepCost(
@@ -156,6 +163,8 @@ def _step_cost(
         weight_dtype=weight_dtype,
         kv_dtype=kv_dtype,
         engine=load_engine(engine) if isinstance(engine, str) else engine,
+        expert_parallel=expert_parallel,
+        attention_data_parallel=attention_data_parallel,
     )
 
 
@@ -179,6 +188,8 @@ def resolve(deployment: Deployment) -> Site:
         deployment.weight_dtype,
         deployment.kv_dtype,
         deployment.engine,
+        deployment.expert_parallel,
+        deployment.attention_data_parallel,
         (_version(deployment.model), _version(deployment.device)),
     )
     hashable = not isinstance(deployment.device, DeviceProfile)  # a profile holds dictionaries
@@ -198,6 +209,8 @@ def resolve(deployment: Deployment) -> Site:
             weight_dtype=deployment.weight_dtype,
             kv_dtype=deployment.kv_dtype,
             max_num_batched_tokens=batched,
+            expert_parallel=deployment.expert_parallel,
+            attention_data_parallel=deployment.attention_data_parallel,
         )
         kv_blocks = tokens // deployment.block_tokens
         if kv_blocks < 1:

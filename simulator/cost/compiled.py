@@ -39,7 +39,6 @@ from llmlab.simulator.cost.formula import (
     MAX,
     MIN,
     MUL,
-    NEG,
     POW,
     SUB,
     WHERE,
@@ -167,7 +166,7 @@ def step_ns(
     return math.ceil(t.stretch * plain) if t.stretch != 1.0 else plain
 
 
-class Uncompilable(ValueError):
+class UncompilableError(ValueError):
     """A cost that has no compiled form, and why."""
 
 
@@ -178,7 +177,7 @@ def compile_cost(cost: StepCost, most_requests: int, *, stretch: float = 1.0) ->
     """Arrays of a cost, for steps of up to `most_requests` requests of one token.
 
     Raises:
-        Uncompilable: it holds something the compiled path does not know.
+        UncompilableError: it holds something the compiled path does not know.
     """
     known = _KNOWN.get(cost)
     if known is None or known[0] < most_requests:
@@ -190,11 +189,11 @@ def compile_cost(cost: StepCost, most_requests: int, *, stretch: float = 1.0) ->
 
 def _compile(cost: StepCost, most_requests: int) -> CompiledCost:
     if type(cost) is not StepCost:
-        raise Uncompilable(f"{type(cost).__name__} is not StepCost")
+        raise UncompilableError(f"{type(cost).__name__} is not StepCost")
     try:
         code, registers = record(lambda *sums: cost.prefill_s(*sums, xp=TRACED), 3)
     except (TypeError, AttributeError) as error:
-        raise Uncompilable(f"prefill attention: {error}") from error
+        raise UncompilableError(f"prefill attention: {error}") from error
     tables = cost.tables
     decode = np.empty((most_requests + 1, len(tables.contexts)))
     decode[0] = 0.0
@@ -209,7 +208,7 @@ def _compile(cost: StepCost, most_requests: int) -> CompiledCost:
         elif isinstance(value, float | int):
             fields[name] = int(value) if name == "graph_tokens" else float(value)
         else:
-            raise Uncompilable(f"table {name} is a {type(value).__name__}")
+            raise UncompilableError(f"table {name} is a {type(value).__name__}")
     return CompiledCost(Tables(**fields), code, registers, 1.0)
 
 
@@ -232,10 +231,10 @@ def _check(cost: StepCost, made: CompiledCost, most_requests: int) -> None:
     """Compare both paths on a few shapes.
 
     Raises:
-        Uncompilable: they differ.
+        UncompilableError: they differ.
     """
     for prompts in ((), ((2, 0),), ((700, 1300), (33, 0)), ((8000, 0),)):
         for requests in (0, 1, min(7, most_requests), most_requests):
             shape = BatchShape(prompts, requests, 771 * requests, requests + len(prompts))
             if shape.new_tokens and int(step_ns(made, *sums_of(shape))) != cost.step_ns(shape):
-                raise Uncompilable(f"the compiled step time of {shape} differs")
+                raise UncompilableError(f"the compiled step time of {shape} differs")

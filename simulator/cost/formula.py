@@ -16,7 +16,7 @@ import numpy as np
 ADD, SUB, MUL, DIV, POW, MAX, MIN, LOG2, CEIL, FLOOR, LESS, LESS_EQUAL, EQUAL, AND, WHERE, NEG = range(16)
 
 
-class Unrecordable(TypeError):
+class UnrecordableError(TypeError):
     """A formula does something a list of operations cannot hold, such as branching on its input."""
 
 
@@ -34,7 +34,7 @@ class Recorder:
             return value
         number = float(value)
         if isinstance(value, int) and int(number) != value:
-            raise Unrecordable(f"{value} is no 64-bit float")
+            raise UnrecordableError(f"{value} is no 64-bit float")
         key = ("constant", number, np.signbit(number))
         if key not in self.known:
             self.known[key] = Traced(self, ("constant", len(self.constants)))
@@ -61,10 +61,10 @@ class Traced:
         self.recorder, self.place = recorder, place
 
     def __bool__(self) -> bool:
-        raise Unrecordable("a branch depends on the input: use xp.where")
+        raise UnrecordableError("a branch depends on the input: use xp.where")
 
     def __float__(self) -> float:
-        raise Unrecordable("a function outside xp was called on the input")
+        raise UnrecordableError("a function outside xp was called on the input")
 
     def __neg__(self) -> Traced:
         return self.recorder.put(NEG, self)
@@ -117,7 +117,7 @@ def record(formula: Callable[..., Any], num_inputs: int) -> tuple[np.ndarray, np
     of each operation, the last of which is the formula's.
 
     Raises:
-        Unrecordable: the formula branches on an input, or calls something that is not in `xp`.
+        UnrecordableError: the formula branches on an input, or calls something that is not in `xp`.
     """
     recorder = Recorder()
     inputs = [Traced(recorder, ("input", i)) for i in range(num_inputs)]

@@ -218,14 +218,27 @@ def validate_serving_command(
     ],
     core: Annotated[bool, typer.Option("--core", help="Only rows marked core: one node, dense Llama family.")] = False,
     limit: Annotated[int | None, typer.Option(help="At most this many rows, spread over the files.")] = None,
+    out_picture: Annotated[
+        Path | None, typer.Option(help="Draw the replayed runs of per-request files, measured against simulated (.svg or .png).")
+    ] = None,
     json_output: Json = False,
 ) -> None:
     """Simulate every row of published serving measurements; predicted, measured, error, interval, and a summary."""
     from llmlab.harness.validation.measured_files import replay_tables, validate_files
     from llmlab.harness.validation.serving import summary_tables
 
+    if out_picture is not None:
+        from llmlab.simulator.serving.simulate import check_ending
+
+        check_ending(out_picture, (".svg", ".png"))
     with progress_bar("simulating") as advance:
         result = validate_files(runs, core=core, limit=limit, progress=advance)
+    if out_picture is not None:
+        if not result.get("replays"):
+            raise InputError("validate serving", "out_picture", str(out_picture), "no run of single requests was replayed")
+        from llmlab.reports.replay_figure import save_replays
+
+        save_replays(result["replays"], out_picture)
     if json_output:
         emit(result)
     else:

@@ -75,7 +75,8 @@ def validate_files(
 ) -> dict[str, Any]:
     """Predict what is in these files and compare it with what was measured; see `serving.validate_serving`.
 
-    Per-request files add `replays`: per run and phase the rank correlation and median error of single requests.
+    Per-request files add `replays`: per run and phase the rank correlation and median error of single requests, and the
+    distributions and pairs that a picture needs.
 
     Raises:
         InputError: a file is malformed, nothing is left to predict, or a row id appears twice.
@@ -122,7 +123,9 @@ def validate_files(
         "summary": summary([outcome.row for outcome in found], found, records),
     }
     if replayed:
-        result["replays"] = [one.matches() | {"scored": one.row.scored} for one in replayed if not one.reason]
+        result["replays"] = [
+            one.matches() | {"scored": one.row.scored, "curves": one.curves()} for one in replayed if not one.reason
+        ]
     return result
 
 

@@ -52,6 +52,9 @@ FEWEST_FOR_TAILS = 100
 MOST_HIDDEN_REUSE = 0.05
 """Part of requests that may have found their prompt in a cache without the file's saying so."""
 
+CURVE_POINTS = 41
+MOST_PAIRS = 150
+
 _TEXT = ("model", "gpu", "engine", "engine_version", "weight_dtype", "kv_dtype", "clock", "router")
 _COUNTS = (
     "tp",
@@ -415,6 +418,20 @@ class Replay:
                 round(float(spearmanr(measured[kept], simulated[kept]).statistic), 4) if varied else None
             )
             found[f"{metric}_median_abs_error"] = round(float(np.median(errors)), 4) if len(errors) else None
+        return found
+
+    def curves(self) -> dict[str, Any]:
+        """What a picture needs: quantiles of both distributions and some pairs (measured, simulated), per metric in ms."""
+        levels = np.linspace(0.0, 1.0, CURVE_POINTS)
+        found: dict[str, Any] = {"row_id": self.row.row_id}
+        for metric in ("ttft", "e2e"):
+            measured, simulated = self.measured[metric], self.simulated[metric]
+            some = np.unique(np.linspace(0, len(measured) - 1, min(len(measured), MOST_PAIRS)).round().astype(int))
+            found[metric] = {
+                "measured": [round(float(value), 3) for value in np.quantile(measured, levels)],
+                "simulated": [round(float(value), 3) for value in np.quantile(simulated, levels)],
+                "pairs": [[round(float(measured[i]), 3), round(float(simulated[i]), 3)] for i in some],
+            }
         return found
 
 

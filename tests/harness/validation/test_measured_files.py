@@ -86,3 +86,14 @@ def test_a_malformed_step_file_is_named(tmp_path, bad, field):
     path.write_text(STEPS.replace(bad, field, 1))
     with pytest.raises(InputError):
         read_steps(path)
+
+
+def test_a_picture_needs_runs_of_single_requests(files, tmp_path, capsys):
+    picture = tmp_path / "replays.png"
+    command = ["validate", "serving", "--json", "--out-picture", str(picture), "--runs"]
+    assert cli.main([*command, str(files["requests"])]) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    picture.unlink()
+    assert cli.main([*command, str(files["steps"])]) == 2
+    assert "no run of single requests" in capsys.readouterr().err
+    assert not picture.exists()

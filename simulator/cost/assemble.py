@@ -35,6 +35,7 @@ class Tables(NamedTuple):
         graph_launch_s: host time to replay a captured step.
         graph_tokens: largest step without prompts that is replayed; -1 where none is.
         host_step_s, host_request_step_s: host time per step, and per request and step.
+        stages: pipeline stages a step's requests are dealt to, see `seconds`.
     """
 
     tokens_s: Any
@@ -51,6 +52,7 @@ class Tables(NamedTuple):
     graph_tokens: int
     host_step_s: float
     host_request_step_s: float
+    stages: int = 1
 
 
 def linear_s(near: Any, far: Any, grid: Any, rows: int) -> float:
@@ -120,6 +122,17 @@ def host_s(t: Tables, requests: int) -> float:
     return t.host_step_s + t.host_request_step_s * requests if requests > 0 else 0.0
 
 
+def micro_batch(
+    stages: int, new_tokens: int, emitted: int, prompts: int, decode_requests: int, decode_context_tokens: int
+) -> tuple[int, int, int, int]:
+    """The largest part of a step dealt to `stages`: its tokens, emitted rows, decodes and what those attend to."""
+    decodes = math.ceil(decode_requests / min(stages, max(decode_requests, 1)))
+    prefills = math.ceil((new_tokens - decode_requests) / min(stages, max(prompts, 1)))
+    rows = math.ceil(emitted / min(stages, max(decode_requests + prompts, 1)))
+    context = math.ceil(decode_context_tokens * decodes / decode_requests) if decode_requests > 0 else 0
+    return decodes + prefills, rows, decodes, context
+
+
 def seconds(
     t: Tables,
     new_tokens: int,
@@ -129,8 +142,19 @@ def seconds(
     decode_context_tokens: int,
     prefill_s: float,
 ) -> float:
-    """Seconds of the step: the device's, or the launches' where those take longer, and the host's on top."""
+    """Seconds of the step: the device's, or the launches' where those take longer, and the host's on top.
+
+    With pipeline stages, as many micro-batches are under way, each with its part of the requests (vLLM: as many batches in
+    flight as stages). While one passes all stages every other advances once too, so a step of all requests takes what one
+    micro-batch takes through the whole model. Prompts are dealt whole; `prefill_s` is that of a micro-batch already. This
+    is exact for equal micro-batches and stages; a lone long prompt beside decodes is priced as the micro-batch that holds it.
+    """
     if new_tokens == 0:
         return 0.0
+    requests = decode_requests + prompts
+    if t.stages > 1:
+        new_tokens, emitted, decode_requests, decode_context_tokens = micro_batch(
+            t.stages, new_tokens, emitted, prompts, decode_requests, decode_context_tokens
+        )
     device = device_s(t, new_tokens, emitted, prompts, decode_requests, decode_context_tokens, prefill_s)
-    return max(device, launch_s(t, new_tokens, prompts)) + host_s(t, decode_requests + prompts)
+    return max(device, launch_s(t, new_tokens, prompts)) + host_s(t, requests)

@@ -53,6 +53,7 @@ TRACED = traced_namespace(FLOATS)
 for _function in (assemble.linear_s, assemble.decode_s, assemble.attention_s, assemble.device_s, assemble.launch_s):
     register_jitable(_function)
 register_jitable(assemble.host_s)
+register_jitable(assemble.micro_batch)
 register_jitable(assemble.seconds)
 
 
@@ -206,7 +207,7 @@ def _compile(cost: StepCost, most_requests: int) -> CompiledCost:
         elif isinstance(value, list):
             fields[name] = np.array(value, dtype=np.int64 if isinstance(value[0], int) else np.float64)
         elif isinstance(value, float | int):
-            fields[name] = int(value) if name == "graph_tokens" else float(value)
+            fields[name] = int(value) if name in ("graph_tokens", "stages") else float(value)
         else:
             raise UncompilableError(f"table {name} is a {type(value).__name__}")
     return CompiledCost(Tables(**fields), code, registers, 1.0)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from llmlab.reference.errors import InputError
 from llmlab.simulator.cost import assemble
 from llmlab.simulator.cost.assemble import TABLE_ROWS, Tables
 from llmlab.simulator.cost.batch import BatchShape
@@ -97,7 +98,8 @@ class StepCost:
     Args:
         model: what is served.
         profile: one device of the group.
-        tensor_parallel: devices in the group.
+        tensor_parallel: devices in the group (of one pipeline stage).
+        pipeline_parallel: such groups that hold a part of the layers each; `assemble.seconds` says how a step is then priced.
         weight_dtype: of the matrices; int4 and fp4 are multiplied in bfloat16 where the device has no such arithmetic.
         kv_dtype: of the cache of keys and values.
         expert_parallel, attention_data_parallel: how the group shares experts and requests, see `ModelDescription.operators`.
@@ -117,13 +119,19 @@ class StepCost:
         kv_dtype: str = "bfloat16",
         expert_parallel: int = 1,
         attention_data_parallel: int = 1,
+        pipeline_parallel: int = 1,
         engine: EngineModel | None = None,
     ) -> None:
         self.model, self.profile, self.tensor_parallel = model, profile, tensor_parallel
         degrees = {"expert_parallel": expert_parallel, "attention_data_parallel": attention_data_parallel}
         self.weight_dtype, self.kv_dtype = dtype_name(weight_dtype), dtype_name(kv_dtype)
         self.engine = engine or host_of(profile)
-        operators = model.operators(tensor_parallel, weight_dtype=self.weight_dtype, **degrees)
+        if not 1 <= pipeline_parallel <= model.layers:
+            raise InputError(model.name, "pipeline_parallel", pipeline_parallel, f"must lie in 1 to {model.layers} layers")
+        self.pipeline_parallel = pipeline_parallel
+        operators = model.operators(
+            tensor_parallel, weight_dtype=self.weight_dtype, pipeline_parallel=pipeline_parallel, **degrees
+        )
         wide = "bfloat16" if self.weight_dtype in ("fp8", "fp8_block", "int8", "int4", "fp4") else self.weight_dtype
         self._rows = [
             _Priced(operator, *self._curve(operator, wide)) for operator in operators if not isinstance(operator, Attention)
@@ -142,6 +150,7 @@ class StepCost:
         collectives = sum(operator.count for operator in operators if isinstance(operator, Collective))
         self._gaps_s = self.kernels * self.engine.kernel_gap_s + collectives * self.engine.collective_gap_s
         self._decode_tables: dict[int, list[float]] = {}
+        self._kinds: dict[tuple[str, int], Mapping[str, float]] = {}
         self._exact = {rows: self._table(rows) for rows in ("tokens", "emitted")}
         # A plain list answers in 30 ns where an array takes 100.
         self.tables = Tables(
@@ -159,6 +168,7 @@ class StepCost:
             graph_tokens=self.engine.graph_tokens if self.engine.cuda_graph else -1,
             host_step_s=self.engine.host_step_s,
             host_request_step_s=self.engine.host_request_step_s,
+            stages=pipeline_parallel,
         )
 
     @staticmethod
@@ -262,6 +272,9 @@ class StepCost:
         and of (query, key) pairs in all. `xp` supplies ceil, maximum, ...: the compiled path records the formula through it,
         so no branch here or in a form may depend on the three numbers except by `xp.where`.
         """
+        if self.pipeline_parallel > 1:  # of one micro-batch
+            parts = xp.minimum(float(self.pipeline_parallel), prompts)
+            prompts, total, pairs = xp.ceil(prompts / parts), total / parts, pairs / parts
         new = total / prompts
         cached = xp.maximum(0.0, pairs / total - 0.5 * new)
         seconds = 0.0
@@ -279,8 +292,8 @@ class StepCost:
             total = sum(fresh for fresh, _ in shape.prefill)
             pairs = sum(fresh * (old + 0.5 * fresh) for fresh, old in shape.prefill)
             prefill = self.prefill_s(prompts, total, pairs)
-        if shape.decode_requests and shape.decode_requests not in self._decode_tables:
-            self.decode_table(shape.decode_requests)
+        if shape.decode_requests:
+            self.decode_table(math.ceil(shape.decode_requests / min(self.pipeline_parallel, shape.decode_requests)))
         return shape.new_tokens, shape.emitted, prompts, shape.decode_requests, shape.decode_context_tokens, prefill
 
     def decode_table(self, batch: int) -> list[float]:
@@ -331,16 +344,28 @@ class StepCost:
         """Whole nanoseconds of the step, at least 1 for one that computes anything."""
         return math.ceil(self.seconds(shape) * 1e9)
 
+    def _by_kind(self, which: str, rows: int) -> Mapping[str, float]:
+        """Seconds of the operators on this many rows, by kind; kept, for a formula on one number costs a millisecond."""
+        if (known := self._kinds.get((which, rows))) is None:
+            known = defaultdict(float)
+            for priced in self._rows:
+                if rows and getattr(priced.operator, "rows", "tokens") == which:
+                    known[priced.kind] += float(self._seconds(priced, np.array([float(rows)]))[0])
+            self._kinds[which, rows] = known
+        return known
+
     def breakdown(self, shape: BatchShape) -> dict[str, float]:
         """Seconds by operator kind; their sum is `seconds`."""
         parts: dict[str, float] = defaultdict(float)
         if not shape.new_tokens:
             return {}
-        for priced in self._rows:
-            rows = shape.new_tokens if getattr(priced.operator, "rows", "tokens") == "tokens" else shape.emitted
-            if rows:
-                parts[priced.kind] += float(self._seconds(priced, np.array([float(rows)]))[0])
-        *_, prompts, batch, context, prefill = self._sums(shape)
+        tokens, emitted, prompts, batch, context, prefill = self._sums(shape)
+        if self.pipeline_parallel > 1:
+            part = assemble.micro_batch(self.pipeline_parallel, tokens, emitted, prompts, batch, context)
+            tokens, emitted, batch, context = part
+        for which, rows in (("tokens", tokens), ("emitted", emitted)):
+            for kind, seconds in self._by_kind(which, rows).items():
+                parts[kind] += seconds
         parts["attention_prefill"] += prefill
         parts["attention_decode"] += assemble.attention_s(self.tables, prompts, batch, context, 0.0)
         parts["gaps"] = self._gaps_s

@@ -194,6 +194,7 @@ class ModelDescription:
         weight_dtype: str = "bfloat16",
         expert_parallel: int = 1,
         attention_data_parallel: int = 1,
+        pipeline_parallel: int = 1,
     ) -> list[Operator]:
         """Operators one device runs in one step of all layers, rows left open.
 
@@ -203,6 +204,7 @@ class ModelDescription:
             expert_parallel: groups the experts are dealt to; within a group their columns are split.
             attention_data_parallel: groups of devices that each attend for a part of the requests with all heads' weights,
                 so that a latent cache is not held by every device (DeepSeek-V3, arXiv:2412.19437, section 3.4).
+            pipeline_parallel: stages; the list holds the operators of all of them, and the hand-over of hidden states.
 
         Raises:
             InputError: a degree is not possible for this model.
@@ -222,6 +224,8 @@ class ModelDescription:
         ]
         if tp > 1:
             found += self._collectives(tp, groups, expert_parallel, activation)
+        if pipeline_parallel > 1:
+            found.append(Collective("send_recv", activation * D, pipeline_parallel - 1, ranks=2))
         return found
 
     def _attention_operators(self, tp: int, share: float, activation: float) -> list[Operator]:

@@ -111,3 +111,76 @@ def test_unknown_engine_and_dtype_are_named():
         StepCost(load_model("Meta-Llama-3-8B"), load_device("h100"), weight_dtype="float7")
     with pytest.raises(InputError, match="host_step_s"):
         EngineModel(host_step_s=float("nan"))
+
+
+PIPELINE = ("meta-llama/Llama-3.1-70B", "h100")
+
+
+def test_stages_share_the_requests_of_a_step_and_hand_over_their_states():
+    model, profile = load_model(PIPELINE[0]), load_device(PIPELINE[1])
+    one, four = (StepCost(model, profile, tensor_parallel=2, pipeline_parallel=pp, engine=SILENT) for pp in (1, 4))
+    hops = four.breakdown(decode(64, 1000))["communication"] - one.breakdown(decode(16, 1000))["communication"]
+    assert 0 < hops < 1e-3
+    assert four.seconds(decode(64, 1000)) == pytest.approx(one.seconds(decode(16, 1000)) + hops, rel=1e-9)
+    assert four.seconds(decode(1, 1000)) > one.seconds(decode(1, 1000))  # a lone request passes all stages
+    lone = BatchShape(((4096, 0),), 0, 0, 1)
+    assert four.seconds(lone) > one.seconds(lone)
+    assert four.seconds(BatchShape(((4096, 0),) * 4, 0, 0, 4)) == pytest.approx(four.seconds(lone), rel=1e-9)
+    parts = four.breakdown(BatchShape(((2048, 0), (100, 50)), 30, 30000, 32))
+    assert sum(parts.values()) == pytest.approx(four.seconds(BatchShape(((2048, 0), (100, 50)), 30, 30000, 32)), rel=1e-9)
+    with pytest.raises(InputError, match="pipeline_parallel"):
+        StepCost(model, profile, pipeline_parallel=81)
+
+
+def test_pipelined_steps_compile():
+    from llmlab.simulator.cost.compiled import compile_cost, step_ns, sums_of
+
+    cost = StepCost(load_model(PIPELINE[0]), load_device(PIPELINE[1]), tensor_parallel=2, pipeline_parallel=3)
+    compiled = compile_cost(cost, 40)
+    for shape in (decode(40, 900), decode(2, 10), BatchShape(((700, 30), (12, 0)), 17, 4000, 19)):
+        assert int(step_ns(compiled, *sums_of(shape))) == cost.step_ns(shape)
+
+
+WIDER = [
+    ("deepseek-ai/DeepSeek-V3", "h200", 8, "fp8_block", {"expert_parallel": 8, "attention_data_parallel": 8}),
+    ("deepseek-ai/DeepSeek-V3.2", "h200", 8, "fp8_block", {}),
+    ("openai/gpt-oss-120b", "h200", 2, "mxfp4", {}),
+    ("Qwen/Qwen3.5-9B", "h100", 1, "bfloat16", {}),
+    ("meta-llama/Llama-4-Maverick-17B-128E", "b200", 8, "fp8", {"expert_parallel": 8}),
+    ("tiiuae/falcon-180B", "a100", 8, "float16", {}),
+]
+
+
+@pytest.mark.parametrize(("name", "device", "tp", "dtype", "degrees"), WIDER)
+def test_wider_families_are_priced_and_compile(name, device, tp, dtype, degrees):
+    from llmlab.simulator.cost.compiled import compile_cost
+
+    cost = StepCost(load_model(name), load_device(device), tensor_parallel=tp, weight_dtype=dtype, **degrees)
+    previous = 0.0
+    for requests in (1, 8, 64, 256):
+        seconds = cost.seconds(decode(requests, 2000))
+        assert seconds >= previous
+        previous = seconds
+    assert 1e-3 < cost.seconds(decode(1, 2000)) < 0.1
+    assert cost.seconds(decode(8, 60000)) > cost.seconds(decode(8, 2000))
+    compile_cost(cost, 8)
+
+
+def test_latents_are_read_once_for_all_heads_and_attending_apart_reads_a_part():
+    model, profile = load_model("deepseek-ai/DeepSeek-V3"), load_device("h200")
+    common = {"tensor_parallel": 8, "weight_dtype": "fp8_block", "engine": SILENT}
+    whole = StepCost(model, profile, **common)
+    apart = StepCost(model, profile, attention_data_parallel=8, expert_parallel=8, **common)
+    long = decode(64, 60000)
+    assert apart.breakdown(long)["attention_decode"] < 0.6 * whole.breakdown(long)["attention_decode"]
+    assert apart.breakdown(decode(1, 10))["gemm"] > whole.breakdown(decode(1, 10))["gemm"]
+
+
+def test_a_sparse_attention_stops_growing_where_a_full_one_goes_on():
+    profile = load_device("h200")
+    full, sparse = (
+        StepCost(load_model(f"deepseek-ai/DeepSeek-V3{version}"), profile, tensor_parallel=8, weight_dtype="fp8", engine=SILENT)
+        for version in ("", ".2")
+    )
+    grown = [cost.seconds(decode(64, 64000)) - cost.seconds(decode(64, 4000)) for cost in (full, sparse)]
+    assert 0 < grown[1] < 0.5 * grown[0]

@@ -314,8 +314,7 @@ def fronts(found: Plan) -> list[dict[str, Any]]:
         points: list[dict[str, Any]] = []
         for point in found.points:
             value = point.values[name]
-            hopeless = not point.complete and point.level == "window"
-            if value is None or point.same_run or hopeless:
+            if value is None or point.same_run or not point.values_level:
                 continue
             points.append(
                 {
@@ -324,7 +323,7 @@ def fronts(found: Plan) -> list[dict[str, Any]]:
                     "label": point.label,
                     "group": f"{point.deployment.device} TP{point.deployment.tensor_parallel}",
                     "gpu": str(point.deployment.device),
-                    "level": "whole workload" if point.level == "whole" and point.complete else "busiest stretch",
+                    "level": "whole workload" if point.values_level == "whole" else "busiest stretch",
                     "keeps": point.kept and point.level == "whole",
                     "chosen": found.chosen is not None and point.deployment == found.chosen.deployment,
                     "runner_up": found.runner_up is not None and point.deployment == found.runner_up.deployment,

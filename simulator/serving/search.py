@@ -54,6 +54,7 @@ class Point:
         values: every clause's measured value in seconds.
         steps: some of its steps with their nanoseconds, to tell what binds.
         same_run: not simulated itself: its batch size is never reached, like that of an option that was.
+        drawn_level: "window" where a run on the whole workload was given up and the values are those of the stretch.
     """
 
     deployment: Deployment
@@ -67,6 +68,12 @@ class Point:
     summary: Mapping[str, Any]
     steps: tuple[tuple[BatchShape, int], ...]
     same_run: bool = False
+    drawn_level: str = ""
+
+    @property
+    def values_level(self) -> str:
+        """Of which level its values are: "" where the only run was given up."""
+        return self.drawn_level or (self.level if self.complete else "")
 
     @property
     def order(self) -> tuple[float, float, float, int, int]:
@@ -427,7 +434,8 @@ def final_points(points: Sequence[Point]) -> list[Point]:
     for point in points:
         before = last.get(point.deployment)
         if before is not None and not point.complete and before.complete:
-            point = replace(point, values=before.values, summary=before.summary, ratio=max(before.ratio, point.ratio))
+            worst = max(before.ratio, point.ratio)
+            point = replace(point, values=before.values, summary=before.summary, ratio=worst, drawn_level=before.level)
         last[point.deployment] = point
     return sorted(last.values(), key=lambda point: (*point.order, point.label))
 

@@ -31,7 +31,9 @@ def test_the_answer_as_data_and_as_a_picture(tmp_path, capsys):
     assert found["command"].startswith("vllm serve meta-llama/Llama-3.1-8B --tensor-parallel-size 1 ")
     assert found["binds"]
     picture = (tmp_path / "front.svg").read_text()
-    assert picture.count("promised") == 2
+    assert picture.count("promised: ") == 2
+    assert "Where the chosen option" in picture
+    assert f"${found['chosen']['usd_per_hour']:.2f} an hour" in picture
     assert "<svg" in picture
     assert main(command(tmp_path, "--json", "--out-picture", str(tmp_path / "again.svg"))) == 0
     assert (tmp_path / "again.svg").read_bytes() == (tmp_path / "front.svg").read_bytes()
@@ -41,7 +43,16 @@ def test_the_answer_in_words(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
     assert main(command(tmp_path, "--out-picture", str(tmp_path / "front.png"))) == 0
     said = capsys.readouterr().out
-    for part in ("Cheapest for ttft_p99=1s", "What binds:", "vllm serve", "chosen", "US$/h"):
+    for part in (
+        "Cheapest for ttft_p99=1s",
+        "What binds:",
+        "vllm serve",
+        "chosen",
+        "US$/h",
+        "per minute",
+        "Headroom",
+        "sglang",
+    ):
         assert part in said
     assert (tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")
 
@@ -61,6 +72,14 @@ ROWS = TRACE.splitlines()
         ({"slo": "ttft_p99=-1s"}, "must be positive"),
         ({"slo": "ttft_p99=2"}, "needs a unit"),
         ({"slo": "joy_p99=2s"}, "metric='joy'"),
+        ({"engine": "steam"}, "name='steam': unknown"),
+        ({"max-num-seqs": "many"}, "must be a whole number"),
+        ({"max-num-seqs": "64", "max-num-batched-tokens": "32"}, "must not pass max_num_batched_tokens=32"),
+        ({"scheduler": "magic"}, "scheduler='magic'"),
+        ({"router": ","}, "names nothing"),
+        ({"weight-dtype": "bf17"}, "not one of"),
+        ({"workers": "0"}, "must be at least 1"),
+        ({"store": "no/such/folder/points.db"}, "cannot be used as a store"),
         ({"gpu": "h100,h999"}, "name='h999': unknown"),
         ({"gpu": ","}, "names no device"),
         ({"model": "meta-llama/Llama-3.1-405B"}, "does not fit anywhere"),
@@ -95,6 +114,27 @@ def test_a_truncated_config_is_one_line(tmp_path, capsys):
     captured = capsys.readouterr()
     assert captured.err.count("\n") == 1
     assert "config.json" in captured.err
+
+
+def test_a_shipped_workload_by_name_and_a_store_that_is_read_back(tmp_path, capsys):
+    arguments = command(
+        tmp_path, "--json", "--no-explain", workload="azure_conversation", first="60", store=str(tmp_path / "p.db")
+    )
+    assert main(arguments) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["workload"] == "azure_conversation.yaml"
+    assert (tmp_path / "p.db").exists()
+    assert main(arguments) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["points"] == found["points"]
+    assert again["chosen"] == found["chosen"]
+
+
+def test_an_objective_out_of_reach_ends_with_code_1_and_says_why(tmp_path, capsys):
+    assert main(command(tmp_path, slo="tpot_p99=1us")) == 1
+    said = capsys.readouterr().out
+    assert "No deployment of at most 2 devices" in said
+    assert "tpot_p99 is at least" in said
 
 
 @pytest.mark.data

@@ -15,6 +15,10 @@ instead of answering something else.
 from __future__ import annotations
 
 import math
+import sys
+from hashlib import blake2b
+from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -139,32 +143,55 @@ def seconds_of(
     return assemble.seconds(t.parts, new_tokens, emitted, prompts, decode_requests, decode_context_tokens, prefill_s)
 
 
-@njit(cache=True, error_model="numpy")
-def step_ns(
-    t: CompiledCost,
-    new_tokens: int,
-    emitted: int,
-    prompts: int,
-    prompt_tokens: int,
-    prompt_pairs: float,
-    decode_requests: int,
-    decode_context_tokens: int,
-) -> int:
-    """Whole nanoseconds of a step.
+def sources(*modules: ModuleType) -> int:
+    """A number that changes with the text of these modules.
 
-    Args:
-        t: the cost.
-        new_tokens: tokens through the linear layers, prompts and decodes together.
-        emitted: requests that emit a token.
-        prompts: requests with more than one new token.
-        prompt_tokens: their new tokens.
-        prompt_pairs: sum of new * (cached + new / 2) over them.
-        decode_requests: requests with one new token, at most what the cost was compiled for.
-        decode_context_tokens: tokens those attend to.
+    Numba caches machine code beside a function and compiles anew where that file changes, but not where a function
+    it calls does. A compiled function that refers to this number in its closure is cached under it.
     """
-    seconds = seconds_of(t, new_tokens, emitted, prompts, prompt_tokens, prompt_pairs, decode_requests, decode_context_tokens)
-    plain = math.ceil(seconds * 1e9)
-    return math.ceil(t.stretch * plain) if t.stretch != 1.0 else plain
+    whole = blake2b(digest_size=7)
+    for module in modules:
+        whole.update(Path(str(module.__file__)).read_bytes())
+    return 1 + int.from_bytes(whole.digest(), "little")
+
+
+def _compiled_with(fingerprint: int) -> Any:
+    @njit(cache=True, error_model="numpy", _nrt=False)
+    def step_ns(
+        t: CompiledCost,
+        new_tokens: int,
+        emitted: int,
+        prompts: int,
+        prompt_tokens: int,
+        prompt_pairs: float,
+        decode_requests: int,
+        decode_context_tokens: int,
+    ) -> int:
+        """Whole nanoseconds of a step.
+
+        Args:
+            t: the cost.
+            new_tokens: tokens through the linear layers, prompts and decodes together.
+            emitted: requests that emit a token.
+            prompts: requests with more than one new token.
+            prompt_tokens: their new tokens.
+            prompt_pairs: sum of new * (cached + new / 2) over them.
+            decode_requests: requests with one new token, at most what the cost was compiled for.
+            decode_context_tokens: tokens those attend to.
+        """
+        if fingerprint == 0:
+            return 0
+        seconds = seconds_of(
+            t, new_tokens, emitted, prompts, prompt_tokens, prompt_pairs, decode_requests, decode_context_tokens
+        )
+        plain = math.ceil(seconds * 1e9)
+        return math.ceil(t.stretch * plain) if t.stretch != 1.0 else plain
+
+    return step_ns
+
+
+step_ns = _compiled_with(sources(assemble, sys.modules[__name__]))
+"""Whole nanoseconds of a step."""
 
 
 class UncompilableError(ValueError):

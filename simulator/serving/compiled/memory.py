@@ -6,7 +6,7 @@ from typing import Any
 
 from numba import njit
 
-_inlined = njit(error_model="numpy")
+_inlined = njit(error_model="numpy", _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
 @_inlined
@@ -103,7 +103,8 @@ def unlink(memory: Any, replica: Any, slot: Any) -> None:
 def clear(memory: Any, replica: Any) -> None:
     """Forget everything."""
     slots = memory.key.shape[1]
-    memory.table_slot[replica, :] = -1
+    for place in range(memory.table_slot.shape[1]):
+        memory.table_slot[replica, place] = -1
     memory.first[replica] = memory.last[replica] = -1
     memory.listed[replica] = 0
     for i in range(slots):

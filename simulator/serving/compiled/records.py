@@ -32,8 +32,8 @@ REQUEST = _record(
     kind computed generated cached emitted_ns joins number next previous heap_place
     first_key num_keys remembered first_bit"""
 )
-"""A request. While it decodes, `computed` and `generated` are kept less the replica's `clock`, so that a decode step, which adds
-one to both for every request, changes no request: the clock alone goes on.
+"""A request. While it decodes, `computed` and `generated` are kept less the replica's `clock`, so that a decode step, which
+adds one to both for every request, changes no request: the clock alone goes on.
 
 joins: first step it may be scheduled in, while it is on its way in. number: order of admission on its replica.
 emitted_ns: its last token (of a decoding request that is no longer fresh, the replica knows). previous, next: in the list it

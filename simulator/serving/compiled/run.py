@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from hashlib import blake2b
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -112,10 +110,7 @@ def _limits(scheduler: Queue) -> tuple[Any, ...]:
 @lru_cache(maxsize=1)
 def _play() -> Any:
     """The compiled loop, taken from Numba's cache where none of its sources changed."""
-    whole = blake2b(digest_size=7)
-    for module in (assemble, compiled, loop, memory, records):
-        whole.update(Path(str(module.__file__)).read_bytes())
-    return loop.compiled_with(1 + int.from_bytes(whole.digest(), "little"))
+    return loop.compiled_with(compiled.sources(assemble, compiled, loop, memory, records))
 
 
 class CompiledCluster:

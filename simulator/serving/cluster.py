@@ -12,11 +12,8 @@ A request arrives at its router `frontend_ns` after it was sent; its tokens reac
 made them. With `lag_steps` = L the scheduler works ahead of the device: step k + 1 is chosen when L steps, the last of them in
 proportion to its length, are still to run. What arrives during step k thus joins step k + 1 + floor(L) at the earliest, or
 the one after it where less than the fraction of L is left of step k. A replica that runs out of work takes all there is.
-For `settle_ns` after an idle pause its steps take `after_idle` times as long: clocks and caches have to recover.
-
-`fleet.py` adds what a whole site adds: unequal pools, outages, scaling, transfers, sessions. Their places in an instant are
-between these: outages and repairs come before everything, then arrivals, then what is sent again (by request id), then ends of
-transfers (by request id), then ends and starts of steps, and an autoscaler's tick after all.
+For `settle_ns` after an idle pause its steps take `after_idle` times as long: clocks and caches have to recover. A scheduler
+that waits for company (`DynamicBatching`) is told the time, and woken when its batch is due, as a start of that instant.
 """
 
 from __future__ import annotations
@@ -29,8 +26,10 @@ from dataclasses import dataclass, field
 import simpy
 
 from llmlab.reference.serving._request import Batch, Request, Scheduler
+from llmlab.reference.serving.dynamic_batching import DynamicBatching
 from llmlab.reference.serving.router import Router
 from llmlab.simulator.cost.batch import BatchShape
+from llmlab.simulator.serving.schedulers import shape_of
 from llmlab.simulator.serving.slo import Watch
 from llmlab.simulator.workload.workload import Workload
 
@@ -183,6 +182,8 @@ class Replica:
 
     def add(self, request: Request) -> None:
         """Hand a request to the scheduler; one that can never fit is refused."""
+        if isinstance(self.scheduler, DynamicBatching):
+            self.scheduler.now_ns = int(self.cluster.env.now)
         try:
             self.scheduler.add(request)
         except ValueError as reason:
@@ -195,6 +196,8 @@ class Replica:
         while True:
             while self.incoming and self.incoming[0][0] <= self.step + 1:
                 self.add(self.incoming.popleft()[1])
+            if isinstance(scheduler, DynamicBatching):
+                scheduler.now_ns = int(env.now)
             batch = scheduler.schedule()
             if not batch.slices:
                 if batch.preempted:
@@ -203,16 +206,19 @@ class Replica:
                     while self.incoming:  # nothing was scheduled ahead of them
                         self.add(self.incoming.popleft()[1])
                     continue
-                if scheduler.waiting and not self.may_wait():
+                due_ns = scheduler.wake_ns if isinstance(scheduler, DynamicBatching) else None
+                if scheduler.waiting and due_ns is None and not self.may_wait():
                     raise RuntimeError(f"replica {self.number}: {len(scheduler.waiting)} requests wait and none can run")
                 self.wake = Moment(env)
+                if due_ns is not None:
+                    self.ring_at(due_ns, self.wake)
                 yield self.wake
                 self.settled_ns = int(env.now) + self.cluster.settle_ns
                 continue
 
             self.step += 1
             start_ns = int(env.now)
-            shape = BatchShape(tuple(batch.prefill), batch.decode_requests, batch.decode_context_tokens, batch.emitted)
+            shape = shape_of(batch, scheduler)
             duration_ns = self.step_ns(shape)
             if start_ns < self.settled_ns:
                 duration_ns = round(duration_ns * self.cluster.after_idle)
@@ -239,6 +245,16 @@ class Replica:
                 self.cluster.finish(request, self.number)
             if env.peek() <= env.now:  # else nothing can come in between
                 yield Moment(env).happens(0, self.start_rank)
+
+    def ring_at(self, due_ns: int, wake: Moment) -> None:
+        """Wake at that time, unless something else did before."""
+
+        def ring(_: simpy.Event) -> None:
+            if self.wake is wake:
+                self.wake = None
+                wake.happens(0, self.start_rank)
+
+        Moment(self.cluster.env).happens(due_ns - int(self.cluster.env.now), self.start_rank).callbacks.append(ring)
 
     def may_wait(self) -> bool:
         """Say whether something outside this replica will make room for what waits; here nothing is outside."""
@@ -269,6 +285,8 @@ class Replica:
                     if count:
                         gaps_ns[common] = gaps_ns.get(common, 0) + count
                     common, count = gap, 1
+                if part.accepted:  # guesses that held come with it
+                    gaps_ns[0] = gaps_ns.get(0, 0) + part.accepted
         if count:
             gaps_ns[common] = gaps_ns.get(common, 0) + count
 
@@ -369,6 +387,7 @@ class Cluster:
             self.prompt_tokens[index],
             self.output_tokens[index],
             self.workload.hashes(index, self.block_tokens) if self.block_tokens else (),
+            **self.workload.labels(index),
         )
 
     def first_token(self, index: int, now_ns: int) -> None:

@@ -5,27 +5,21 @@ Units: tokens, bytes, US dollars.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import cast
 
 from llmlab.reference.errors import InputError
 from llmlab.reference.serving._request import Scheduler
-from llmlab.reference.serving.chunked_prefill import ChunkedPrefill
-from llmlab.reference.serving.continuous_batching import ContinuousBatching
-from llmlab.reference.serving.kv_blocks import KVBlocks
-from llmlab.reference.serving.prefix_cache import PrefixCache
 from llmlab.reference.serving.router import ROUTERS
-from llmlab.simulator.cost.engine import EngineModel, load_engine
+from llmlab.simulator.cost.engine import EngineModel
+from llmlab.simulator.cost.extras import NO_FEATURES, ExtraCost, Features
 from llmlab.simulator.cost.step import StepCost
 from llmlab.simulator.hardware.profile import DeviceProfile, load_device
 from llmlab.simulator.model.description import ModelDescription, kv_capacity_tokens, load_model
-
-SCHEDULERS: Mapping[str, Callable[..., Scheduler]] = {
-    "chunked_prefill": ChunkedPrefill,
-    "continuous_batching": ContinuousBatching,
-}
+from llmlab.simulator.serving.presets import engine_of, preset_of
+from llmlab.simulator.serving.schedulers import SCHEDULERS, check_features, new_scheduler
 
 
 @dataclass(frozen=True)
@@ -38,32 +32,34 @@ class Deployment:
         tensor_parallel: devices one replica spans.
         expert_parallel: groups of them that the experts are dealt to.
         attention_data_parallel: groups of them that each attend for a part of the requests.
+        pipeline_parallel: stages of a replica, each of `tensor_parallel` devices.
         replicas: equal copies behind the router.
-        scheduler: a key of `SCHEDULERS`.
+        scheduler: a key of `SCHEDULERS`; the engine's where not given.
         max_num_seqs: requests a replica runs at once; the engine's default where None.
         max_num_batched_tokens: tokens of one step (chunk size of prefill); the engine's default where None.
-        block_tokens: tokens of one KV block.
+        block_tokens: tokens of one KV block; the engine's where not given.
         gpu_memory_utilization: part of the device memory the engine may fill.
-        prefix_caching: reuse KV blocks of equal prefixes.
+        prefix_caching: reuse KV blocks of equal prefixes; the engine's default where not given.
         weight_dtype: of the matrices.
         kv_dtype: of the cache of keys and values.
-        engine: host constants, by name or as they are.
+        engine: by name (host constants and the defaults of `presets.yaml`), or host constants as they are.
         router: a key of `ROUTERS`.
         kv_blocks: blocks per replica where they are known; from the memory left over where None.
         max_model_tokens: longest request served; the model's context where None, 0 for no limit.
         price_usd_per_hour: of one device; the device's default where None.
+        features: swapping, offload, adapters, speculative decoding, batching window; none by default.
     """
 
     model: str | ModelDescription
     device: str | DeviceProfile
     tensor_parallel: int = 1
     replicas: int = 1
-    scheduler: str = "chunked_prefill"
+    scheduler: str = cast(str, None)
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
-    block_tokens: int = 16
+    block_tokens: int = cast(int, None)
     gpu_memory_utilization: float = 0.9
-    prefix_caching: bool = True
+    prefix_caching: bool = cast(bool, None)
     weight_dtype: str = "bfloat16"
     kv_dtype: str = "bfloat16"
     engine: str | EngineModel = "vllm"
@@ -73,20 +69,27 @@ class Deployment:
     price_usd_per_hour: float | None = None
     expert_parallel: int = 1
     attention_data_parallel: int = 1
+    pipeline_parallel: int = 1
+    features: Features = NO_FEATURES
 
     def __post_init__(self) -> None:
         """Check what can be checked without loading anything.
 
         Raises:
-            InputError: a count below 1, or an unknown scheduler or router.
+            InputError: a count below 1, an unknown scheduler or router, or features that do not go together.
         """
+        preset = preset_of(self.engine if isinstance(self.engine, str) else self.engine.name)
+        for name in ("scheduler", "block_tokens", "prefix_caching"):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, getattr(preset, name))
         counts = ("tensor_parallel", "replicas", "max_num_seqs", "max_num_batched_tokens", "block_tokens", "kv_blocks")
-        for field in (*counts, "expert_parallel", "attention_data_parallel"):
+        for field in (*counts, "expert_parallel", "attention_data_parallel", "pipeline_parallel"):
             value = getattr(self, field)
             if value is not None and value < 1:
                 raise InputError("deployment", field, value, "must be at least 1")
         if self.scheduler not in SCHEDULERS:
             raise InputError("deployment", "scheduler", self.scheduler, f"is none of {', '.join(SCHEDULERS)}")
+        check_features(self.scheduler, self.features)
         if self.router not in ROUTERS:
             raise InputError("deployment", "router", self.router, f"is none of {', '.join(ROUTERS)}")
         if self.price_usd_per_hour is not None and not 0 <= self.price_usd_per_hour < float("inf"):
@@ -95,7 +98,7 @@ class Deployment:
     @property
     def devices(self) -> int:
         """Devices of all replicas."""
-        return self.tensor_parallel * self.replicas
+        return self.tensor_parallel * self.pipeline_parallel * self.replicas
 
 
 @dataclass(frozen=True)
@@ -135,12 +138,18 @@ class Site:
 
     def new_scheduler(self) -> Scheduler:
         """A fresh scheduler over an empty pool of blocks."""
-        blocks = KVBlocks(self.kv_blocks, self.deployment.block_tokens)
-        return SCHEDULERS[self.deployment.scheduler](
-            blocks,
+        deployment = self.deployment
+        return new_scheduler(
+            deployment.scheduler,
+            deployment.features,
+            num_blocks=self.kv_blocks,
+            block_tokens=deployment.block_tokens,
+            block_bytes=deployment.block_tokens
+            * deployment.tensor_parallel
+            * self.model.kv_bytes_per_token(deployment.tensor_parallel, self.cost.kv_dtype),
             max_num_seqs=self.max_num_seqs,
             max_num_batched_tokens=self.max_num_batched_tokens,
-            prefix_cache=PrefixCache(blocks) if self.deployment.prefix_caching else None,
+            prefix_caching=deployment.prefix_caching,
         )
 
 
@@ -154,6 +163,7 @@ def _step_cost(
     engine: EngineModel | str,
     expert_parallel: int,
     attention_data_parallel: int,
+    pipeline_parallel: int,
     versions: tuple[int, ...],  # of the files behind names, so that a file written anew is read anew
 ) -> StepCost:
     return StepCost(
@@ -162,9 +172,10 @@ def _step_cost(
         tensor_parallel=tensor_parallel,
         weight_dtype=weight_dtype,
         kv_dtype=kv_dtype,
-        engine=load_engine(engine) if isinstance(engine, str) else engine,
+        engine=engine_of(engine) if isinstance(engine, str) else engine,
         expert_parallel=expert_parallel,
         attention_data_parallel=attention_data_parallel,
+        pipeline_parallel=pipeline_parallel,
     )
 
 
@@ -190,6 +201,7 @@ def resolve(deployment: Deployment) -> Site:
         deployment.engine,
         deployment.expert_parallel,
         deployment.attention_data_parallel,
+        deployment.pipeline_parallel,
         (_version(deployment.model), _version(deployment.device)),
     )
     hashable = not isinstance(deployment.device, DeviceProfile)  # a profile holds dictionaries
@@ -200,6 +212,7 @@ def resolve(deployment: Deployment) -> Site:
     if seqs > batched:
         raise InputError("deployment", "max_num_seqs", seqs, f"must not pass max_num_batched_tokens={batched}")
     kv_blocks = deployment.kv_blocks
+    extra = None if deployment.features.plain else ExtraCost(cost, deployment.features, block_tokens=deployment.block_tokens)
     if kv_blocks is None:
         tokens = kv_capacity_tokens(
             cost.model,
@@ -211,8 +224,13 @@ def resolve(deployment: Deployment) -> Site:
             max_num_batched_tokens=batched,
             expert_parallel=deployment.expert_parallel,
             attention_data_parallel=deployment.attention_data_parallel,
+            pipeline_parallel=deployment.pipeline_parallel,
         )
+        if extra is not None:  # adapters and a drafter take their part first
+            per_token = cost.model.kv_bytes_per_token(deployment.tensor_parallel, deployment.kv_dtype)
+            tokens = int((tokens - extra.device_bytes / per_token) * extra.kv_share)
         kv_blocks = tokens // deployment.block_tokens
         if kv_blocks < 1:
             raise InputError(cost.profile.device.name, "kv_blocks", kv_blocks, f"{tokens} tokens of KV cache fill no block")
-    return Site(deployment, cost.model, cost.profile, engine, cost, kv_blocks, seqs, batched)
+    priced = cost if extra is None else cast(StepCost, extra)  # it answers whatever a step's cost is asked
+    return Site(deployment, cost.model, cost.profile, engine, priced, kv_blocks, seqs, batched)

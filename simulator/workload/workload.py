@@ -6,10 +6,14 @@ Units: integer nanoseconds and tokens. Everything here is a pure function of its
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 NANOSECONDS = 1_000_000_000
+
+LABELS = ("client", "priority", "adapter", "predicted_tokens")
+"""What a request may be marked with, by the names of `Request`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +35,8 @@ class Workload:
             it, and in a closed loop a client leads one session after another. `block_hashes` of a turn may run on over its
             answer, which the next turn's prompt contains.
         gap_ns: per request the pause before it, after the previous turn's last token: thinking, or a tool's time.
+        client, priority, adapter, predicted_tokens: labels of each request that policies ask for (who sent it; the lower the
+            more urgent; id of its low-rank adapter, -1 for none; a guess of its output); empty where there are none.
         name: where it came from, for tables.
     """
 
@@ -43,6 +49,10 @@ class Workload:
     think_ns: int = 0
     session: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     gap_ns: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    client: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    priority: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    adapter: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    predicted_tokens: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     name: str = "workload"
 
     def __post_init__(self) -> None:
@@ -51,7 +61,7 @@ class Workload:
         Raises:
             ValueError: lengths differ, a length below 1, times that are negative or not ascending, or an empty workload.
         """
-        for name in ("arrival_ns", "prompt_tokens", "output_tokens", "session", "gap_ns"):
+        for name in ("arrival_ns", "prompt_tokens", "output_tokens", "session", "gap_ns", *LABELS):
             object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=np.int64))
         count = len(self.arrival_ns)
         if not count:
@@ -66,6 +76,11 @@ class Workload:
             raise ValueError("prompt_tokens and output_tokens must be at least 1")
         if self.clients < 0 or self.think_ns < 0:
             raise ValueError(f"clients={self.clients} and think_ns={self.think_ns} must not be negative")
+        for name in LABELS:
+            if len(getattr(self, name)) not in (0, count):
+                raise ValueError(f"{len(getattr(self, name))} labels {name} for {count} requests")
+        if len(self.predicted_tokens) and self.predicted_tokens.min() < 1:
+            raise ValueError("predicted_tokens must be at least 1")
         if len(self.session) not in (0, count) or len(self.gap_ns) != len(self.session):
             raise ValueError(f"{len(self.session)} session ids and {len(self.gap_ns)} gaps for {count} requests")
         if len(self.session):
@@ -114,6 +129,10 @@ class Workload:
             return tuple(own[parts - 1 :: parts][:full].tolist())
         raise ValueError(f"blocks of {block_tokens} tokens do not fit prefix identities of {self.hash_block_tokens} tokens")
 
+    def labels(self, index: int) -> dict[str, Any]:
+        """Labels of one request."""
+        return {name: int(label[index]) for name in LABELS if len(label := getattr(self, name))}
+
     def select(self, chosen: np.ndarray | slice) -> Workload:
         """Keep the chosen requests, times unchanged."""
         positions = np.arange(len(self))[chosen]
@@ -125,6 +144,7 @@ class Workload:
             block_hashes=tuple(self.block_hashes[i] for i in positions) if self.block_hashes else (),
             session=self.session[positions] if len(self.session) else self.session,
             gap_ns=self.gap_ns[positions] if len(self.session) else self.gap_ns,
+            **{name: label[positions] for name in LABELS if len(label := getattr(self, name))},
         )
 
     def first(self, count: int) -> Workload:

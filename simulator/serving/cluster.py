@@ -14,6 +14,10 @@ proportion to its length, are still to run. What arrives during step k thus join
 the one after it where less than the fraction of L is left of step k. A replica that runs out of work takes all there is.
 For `settle_ns` after an idle pause its steps take `after_idle` times as long: clocks and caches have to recover. A scheduler
 that waits for company (`DynamicBatching`) is told the time, and woken when its batch is due, as a start of that instant.
+
+`fleet.py` adds what a whole site adds: unequal pools, outages, scaling, transfers, sessions. Their places in an instant are
+between these: outages and repairs come before everything, then arrivals, then what is sent again (by request id), then ends of
+transfers (by request id), then ends and starts of steps, and an autoscaler's tick after all.
 """
 
 from __future__ import annotations

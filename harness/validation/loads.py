@@ -41,8 +41,10 @@ MODES = (
     "burst_all_at_once",
     "offline_max_throughput",
     "closed_loop_concurrency",
+    "closed_loop_concurrency_disagg",
     "open_loop_poisson",
     "open_loop_constant_rate",
+    "trace_replay",  # by its rate and mean lengths, where the file holds no requests
 )
 _STATIC = ("ttft_mean_ms", "tpot_mean_ms", "e2e_mean_ms", "out_tok_per_s", "out_tok_per_s_per_gpu")
 
@@ -157,12 +159,12 @@ def load_of(row: MeasuredRow) -> Load:
         count = round(_need(row, "batch_size", "num_requests"))
         prompts, outputs = _lengths(row, count, rng)
         return Load(Workload(synthetic.at_once(count), prompts, outputs, name=row.row_id), whole_batch=True)
-    if mode == "closed_loop_concurrency":
+    if mode.startswith("closed_loop_concurrency"):
         clients = round(_need(row, "concurrency", "batch_size"))
         rounds = _rounds(row, clients)
         simulated = 1 + GENERATIONS
         if rounds:
-            simulated = min(rounds, max(simulated, MOST_REQUESTS // clients))
+            simulated = min(rounds, max(2 if clients > MOST_REQUESTS else simulated, MOST_REQUESTS // clients))
         count = clients * simulated
         prompts, outputs = _lengths(row, count, rng)
         hashes = _shared(row, prompts)

@@ -7,6 +7,7 @@ What was found about such runs decides what counts (see `not_scored` and `left_o
   prefix cache holds all but the last block of each;
 - the first minute warms the engine up: for mixtures of experts the mean TTFT of the first 300 requests is 7.8 times what it
   is later. A first stage of those is predicted and not scored;
+- where several copies stand behind a balancer whose policy is unknown, the copies are predicted and not scored;
 - `all` of a run with stages repeats them; runs that appear under two names are counted once;
 - overload (more than a tenth of the requests failed) measures the client's timeout.
 """
@@ -128,8 +129,6 @@ def left_out(cells: Mapping[str, str], measured: Mapping[str, float], *, staged:
         return "overload: more than a tenth of the requests failed"
     if measured.get("ttft_mean_ms", 0.0) > OUT_OF_TIME_MS:
         return "overload: the queue grows until the run ends"
-    if "prefill +" in cells.get("replicas", ""):
-        return "prefill and decode on separate engines"
     return ""
 
 
@@ -191,8 +190,8 @@ def _stage(
         "prefix_sharing": f"{cells['n_prefix_groups'].split('.')[0]} system prompts, system prompt {round(float(shared))} tok"
         if cycled
         else "",
-        "n_instances": replicas if replicas not in ("", "1") else "",
-        "quality": "C" if not_scored(cells) else "A",
+        "n_instances": re.sub(r"^(\d+) prefill \+ (\d+) decode$", r"\1P\2D", replicas) if replicas not in ("", "1") else "",
+        "quality": "C" if not_scored(cells) or "policy" in cells.get("config_confidence", "") else "A",
         "other_config": f"gpu_mem_util={cells['gpu_mem_util']}" if cells.get("gpu_mem_util") else "",
     }
     return MeasuredRow(

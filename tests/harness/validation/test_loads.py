@@ -68,7 +68,8 @@ def test_cyclic_prompts_are_shared_only_where_the_engine_caches_them() -> None:
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        (_row("trace_replay", isl=1, osl=1), "load mode trace_replay"),
+        (_row("production_day", isl=1, osl=1), "load mode production_day"),
+        (_row("trace_replay", num_requests=3, isl=1, osl=1), "request_rate_rps not stated"),
         (_row("static_batch", batch_size=1, osl=1), "isl not stated"),
         (_row("closed_loop_concurrency", isl=1, osl=1), "concurrency and batch_size not stated"),
         (_row("open_loop_poisson", num_requests=5, isl=1, osl=1), "request_rate_rps not stated"),

@@ -129,8 +129,8 @@ def test_what_the_file_states_comes_before_the_shipped_entry():
     shipped = settings_of("RTX4090/Llama-3.1-8B", {})
     assert shipped["kv_blocks"] == 2588
     assert settings_of("RTX4090/Llama-3.1-8B", {"kv_blocks": 99})["kv_blocks"] == 99
-    with pytest.raises(Unsimulated, match="data parallel"):
-        settings_of("v0.8.4/deepseek-r1/h200/x/sgl-1000-2000-.json", {})
+    with pytest.raises(Unsimulated, match="second tier"):
+        settings_of("exp-0/lmcache-llm-d-70b|sharegpt|1.0", {})
 
 
 def test_every_shipped_entry_has_a_source_or_a_reason():

@@ -91,7 +91,6 @@ def test_lines_of_a_stage_become_one_row(tmp_path):
         ({"note": "OVERLOAD >10% failures"}, "overload"),
         ({"n_failed": "600"}, "overload"),
         ({"value": "40000"}, "queue grows"),
-        ({"replicas": "1 prefill + 1 decode"}, "separate engines"),
         ({"arrival": "trace (ShareGPT) per-request file"}, "per-request file"),
         ({"stage": "1:throughput"}, "per request"),
     ],
@@ -105,6 +104,11 @@ def test_a_sum_of_stages_and_a_second_name_are_counted_once(tmp_path):
     again = STAGE | {"experiment": "2026-run-1", "canonical_experiment": "run-1"}
     rows = read_stages(written(tmp_path, STAGE, STAGE | {"stage": "all"}, again))
     assert [row.unread.get("stage", "") for row in rows] == ["", "repeats the run's stages", "the same run under another name"]
+
+
+def test_copies_and_separate_pools_are_said_as_elsewhere(tmp_path):
+    pools = [STAGE | {"experiment": name, "replicas": name} for name in ("1", "3", "2 prefill + 1 decode")]
+    assert [row.text("n_instances") for row in read_stages(written(tmp_path, *pools))] == ["", "3", "2P1D"]
 
 
 def test_the_warm_up_of_a_mixture_of_experts_is_not_scored(tmp_path):

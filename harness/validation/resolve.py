@@ -170,6 +170,10 @@ _DTYPES = (
 )
 
 
+_BORN_IN_8_BITS = r"deepseek-(?:v3|r1)(?!-distill)(?!.*bf16)|kimi-k2|minimax-m2"
+"""Models published in 8 bits with scales per block: that is what runs where a table says 16 bits or just 8."""
+
+
 def _dtype_in(text: str) -> str | None:
     return next((dtype for pattern, dtype in _DTYPES if re.search(pattern, text, re.IGNORECASE)), None)
 
@@ -180,6 +184,10 @@ def resolve_weight_dtype(stated: str, model: str) -> str:
     >>> resolve_weight_dtype("fp16 (source says Mixed)", ""), resolve_weight_dtype("", "Qwen/Qwen3-14B-AWQ")
     ('float16', 'int4')
     """
+    short = model.rpartition("/")[2].lower()
+    if re.match(_BORN_IN_8_BITS, short) and (not stated or _dtype_in(stated) in ("bfloat16", "fp8")):
+        found = _dtype_in(short)
+        return "fp8_block" if found in (None, "fp8") else found
     if stated and (found := _dtype_in(stated)):
         return found
     if stated:

@@ -32,6 +32,7 @@ TEXT = (
     "len_dist",
     "prefix_sharing",
     "n_instances",
+    "ep",
     "quality",
     "other_config",
     "notes",

@@ -104,7 +104,7 @@ def test_the_engine_fields_of_a_row_are_honoured() -> None:
     ("changes", "reason"),
     [
         ({"pp": 2}, "pipeline parallelism"),
-        ({"dp": 4}, "several replicas"),
+        ({"dp": 4}, "1 devices for tensor parallelism 1 and 4 replicas"),
         ({"n_gpus": 4}, "4 devices for tensor parallelism 1"),
         ({"tp": 3, "n_gpus": 3}, "tensor_parallel"),
         ({"isl": 10**7}, "does not fit|refused"),

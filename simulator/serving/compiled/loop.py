@@ -15,8 +15,9 @@ from typing import Any
 
 from numba import njit
 
-from llmlab.simulator.cost.compiled import step_ns
+from llmlab.simulator.cost.compiled import ALONE, step_ns
 from llmlab.simulator.serving.compiled import memory
+from llmlab.simulator.serving.compiled.memory import INSIDE
 from llmlab.simulator.serving.compiled.records import (
     BEGUN,
     CHUNKED_PREFILL,
@@ -37,8 +38,7 @@ from llmlab.simulator.serving.compiled.records import (
 )
 
 DONE, PAUSED, STUCK = range(3)
-_function = njit(error_model="numpy", _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True)
-"""Nothing is allocated in the loop, so arrays need no reference counts: without them it runs five times as fast."""
+_function = njit(**ALONE, **INSIDE)
 
 
 # Events

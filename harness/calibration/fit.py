@@ -38,7 +38,9 @@ CANDIDATES: Mapping[str, tuple[str, ...]] = {
     "moe_parallel": ("moe",),
     "memory": ("memory",),
     "host": ("host",),
-    **dict.fromkeys(COLLECTIVES, ("collective", "collective_knots")),
+    **dict.fromkeys(COLLECTIVES, ("collective", "nccl", "collective_knots")),
+    "all_reduce": ("collective", "all_reduce_custom"),
+    "all_reduce.nccl": ("collective", "nccl"),
 }
 """Formulas tried per kind, the one with fewer parameters first; a curve of its own name has its own."""
 
@@ -70,8 +72,8 @@ KEYS: Mapping[str, tuple[str, ...]] = {
 KNOT_BYTES = tuple(2**power for power in (16, 19, 22, 23, 25))
 """Message sizes at which a collective's curve may bend; those outside the table are left out."""
 
-ROWS_PER_PARAMETER = 4
-"""A formula is tried when the fitting half has at least this many rows per parameter."""
+ROWS_PER_PARAMETER: Mapping[str, float] = dict.fromkeys(COLLECTIVES, 2.5)
+"""A formula is tried when the fitting half has at least this many rows per parameter, 4 where not said."""
 
 FIT_ROWS = 3000
 """More rows than this are thinned for the least-squares fit (not for the errors reported)."""
@@ -274,7 +276,7 @@ def fit_group(group: Group, candidates: Sequence[str] | None = None) -> Curve:
     best_error = math.inf
     for index, form_name in enumerate(candidates or CANDIDATES.get(group.name) or CANDIDATES[group.kind]):
         size = len(FORMS[form_name].parameters)
-        if index and train.sum() < ROWS_PER_PARAMETER * max(size, 4):
+        if index and train.sum() < ROWS_PER_PARAMETER.get(group.kind, 4.0) * max(size, 4):
             continue
         curve = _best_choice(group, form_name, train)
         error = _mean_error(group, curve, train)

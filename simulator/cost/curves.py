@@ -454,6 +454,68 @@ def collective_ring(p: Parameters, limits: Limits, c: Columns, xp: Any = np) -> 
     return p["latency_s"] + hops * hop_s + hops / ranks * message / (limits.link_bytes_per_s * p["bandwidth"])
 
 
+@form(
+    "nccl",
+    choices={"simple_bytes": (2.0**19, 2.0**20, 2.0**21, 2.0**22)},
+    latency_s=(4e-6, 1e-7, 1e-3),
+    hop_s=(1e-6, 1e-9, 1e-4),
+    root_s=(5e-6, 1e-9, 1e-3),
+    flag_bandwidth=(0.4, 0.01, 5.0),
+    simple_latency_s=(1e-5, 1e-7, 1e-3),
+    simple_hop_s=(2e-6, 1e-9, 1e-4),
+    simple_root_s=(5e-6, 1e-9, 1e-3),
+    bandwidth=(0.7, 0.005, 2.0),
+)
+def nccl(p: Parameters, limits: Limits, c: Columns, xp: Any = np) -> Any:
+    """A library's ring: start-up, a hop per further rank, and (r-1)/r of the message through each link.
+
+    Small messages carry flags with their data (the LL and LL128 protocols); from `simple_bytes` on fences replace the flags,
+    which starts slower and ends faster. Channels are opened as the message grows, which costs with its root. Passes over the
+    ring (two of an all-reduce) are in the constants.
+    """
+    ranks, message = c["ranks"], c["message_bytes"]
+    wire = (ranks - 1.0) / ranks * message / limits.link_bytes_per_s
+    root = (message / 1048576.0) ** 0.5
+    flags = p["latency_s"] + p["hop_s"] * (ranks - 1.0) + p["root_s"] * root + wire / p["flag_bandwidth"]
+    simple = p["simple_latency_s"] + p["simple_hop_s"] * (ranks - 1.0) + p["simple_root_s"] * root + wire / p["bandwidth"]
+    return xp.where(message < p["simple_bytes"], flags, xp.maximum(simple, flags * (message < 4.0 * p["simple_bytes"])))
+
+
+ONE_SHOT_BYTES = (2**19, 2**18)
+CUSTOM_BYTES = 2**23
+"""vLLM's own all-reduce (csrc/custom_all_reduce.cuh): every rank reads all others' values up to half a MiB on 4 ranks and a
+quarter on more, at any size on 2; above it sums a part each and gathers; from 8 MiB on the library's ring takes over."""
+
+
+@form(
+    "all_reduce_custom",
+    latency_s=(4e-6, 1e-7, 1e-3),
+    rank_s=(1e-7, 1e-10, 1e-5),
+    one_shot_bandwidth=(0.6, 0.01, 2.0),
+    two_shot_latency_s=(8e-6, 1e-7, 1e-3),
+    two_shot_rank_s=(3e-7, 1e-10, 1e-5),
+    two_shot_bandwidth=(0.6, 0.01, 2.0),
+    ring_latency_s=(2e-5, 1e-7, 1e-3),
+    ring_rank_s=(2e-6, 1e-9, 1e-4),
+    ring_root_s=(5e-6, 1e-9, 1e-3),
+    bandwidth=(0.75, 0.005, 2.0),
+    sharpness=(2.0, 1.0, 20.0),
+)
+def all_reduce_custom(p: Parameters, limits: Limits, c: Columns, xp: Any = np) -> Any:
+    """One-shot, two-shot or ring, by the message's size: (r-1) M, 2 (r-1)/r M and 2 (r-1)/r M bytes through each link."""
+    ranks, message = c["ranks"], c["message_bytes"]
+    passed = message / limits.link_bytes_per_s
+    start = p["latency_s"] + p["rank_s"] * ranks
+    one = start + _join((ranks - 1.0) * passed / p["one_shot_bandwidth"], 1e-9, 1.0)
+    halves = 2.0 * (ranks - 1.0) / ranks * passed
+    two = _join(p["two_shot_latency_s"] + p["two_shot_rank_s"] * ranks, halves / p["two_shot_bandwidth"], p["sharpness"])
+    root = p["ring_root_s"] * (message / 1048576.0) ** 0.5
+    ring = p["ring_latency_s"] + p["ring_rank_s"] * ranks + root + halves / p["bandwidth"]
+    most = xp.where(ranks > 4, ONE_SHOT_BYTES[1], ONE_SHOT_BYTES[0])
+    small = xp.where((ranks <= 2) | (message < most), one, two)
+    return xp.where(message < CUSTOM_BYTES, small, ring)
+
+
 @form("collective_knots")
 def collective_knots(p: Parameters, limits: Limits, c: Columns, xp: Any = np) -> Any:
     """Straight lines between few points of log time over log size, per number of ranks (`r4.65536` = 64 KiB on 4 ranks).

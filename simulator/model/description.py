@@ -470,6 +470,8 @@ def kv_capacity_tokens(
     overhead_bytes: float | None = None,
     expert_parallel: int = 1,
     attention_data_parallel: int = 1,
+    pipeline_parallel: int = 1,
+    context_tokens: float | None = None,
 ) -> int:
     """Tokens whose keys and values fit beside weights, working memory and the engine's own share.
 
@@ -486,6 +488,9 @@ def kv_capacity_tokens(
             within 2 %; context and captured graphs live in the part of the memory the engine does not fill.
         expert_parallel: groups of devices that the experts are dealt to.
         attention_data_parallel: groups that each hold the keys and values of their own requests.
+        pipeline_parallel: stages, of which the fullest decides.
+        context_tokens: length of a typical request where windowed layers give up what they no longer see; see
+            `ModelDescription.kv_bytes_per_token`.
 
     Raises:
         InputError: the fraction is not within (0, 1], or something does not fit: the message says what and by how much.
@@ -498,9 +503,11 @@ def kv_capacity_tokens(
         overhead_bytes = 0.15e9 if tensor_parallel == 1 else 0.5e9
     left = budget
     degrees = {"expert_parallel": expert_parallel, "attention_data_parallel": attention_data_parallel}
-    token_bytes = model.kv_bytes_per_token(tensor_parallel // attention_data_parallel, kv_dtype)
+    heads_over = tensor_parallel // attention_data_parallel
+    fullest = math.ceil(model.layers / pipeline_parallel) / model.layers  # embedding and output matrix are shared out like it
+    token_bytes = fullest * model.kv_bytes_per_token(heads_over, kv_dtype, context_tokens=context_tokens)
     for what, size in (
-        ("weights", model.weight_bytes(tensor_parallel, weight_dtype, **degrees)),
+        ("weights", fullest * model.weight_bytes(tensor_parallel, weight_dtype, **degrees)),
         ("engine overhead", overhead_bytes),
         ("activations", model.activation_bytes(max_num_batched_tokens, tensor_parallel)),
         ("one token of KV cache", token_bytes),

@@ -227,7 +227,7 @@ def test_a_formula_gives_the_same_for_arrays_and_for_numbers(name):
         "attention_prefill_tiles": "attention_prefill",
         "attention_decode_waves": "attention_decode",
     }
-    shape = SHAPES["all_reduce" if name.startswith("collective") else kind.get(name, name)]
+    shape = SHAPES["all_reduce" if name.startswith(("collective", "nccl", "all_reduce")) else kind.get(name, name)]
     parameters = Curve.prior(name).parameters
     for pick in range(3):
         columns = {key: values[pick % len(values)] for key, values in shape.items()}
@@ -240,3 +240,13 @@ def test_absent_columns_count_as_empty():
     frame = pd.DataFrame({"kind": ["memory"] * 20, "moved_bytes": np.geomspace(1e3, 1e9, 20)})
     frame["seconds"] = 1e-6 + frame.moved_bytes / 5e11
     assert fit(frame, DEVICE).curves["memory"].held_out["mean_absolute_error"] < 0.05
+
+
+def test_an_all_reduce_changes_its_algorithm_with_the_message():
+    made = Curve.prior("all_reduce_custom")
+    sizes = np.array([2.0**17, 2.0**18 - 1, 2.0**18, 2.0**23 - 1, 2.0**23])
+    few, many = (made.seconds(LIMITS, {"ranks": ranks, "message_bytes": sizes}) for ranks in (2, 8))
+    assert few[2] == pytest.approx(few[1], rel=1e-4)  # two ranks read each other's values whatever the size
+    assert many[1] > 1.5 * many[0]  # seven messages in one shot
+    assert many[3] - many[2] == pytest.approx(2 * 7 / 8 * (2**23 - 2**18) / LIMITS.link_bytes_per_s / 0.6, rel=0.05)
+    assert (np.diff(few) > 0).all()

@@ -143,7 +143,7 @@ def test_a_ring_through_the_host_takes_more_than_switched_links_and_a_bridge_les
         curve, link = profile.collective("all_reduce", ranks)
         limits = replace(profile.limits(), link_bytes_per_s=link)
         seconds[name] = float(curve.seconds(limits, {"ranks": ranks, "message_bytes": 32e6}))
-    assert seconds["switch"] < seconds["bridge"] < seconds["ring"]
+    assert max(seconds["switch"], seconds["bridge"]) < seconds["ring"]
 
 
 def test_small_messages_of_a_ring_hop_quicker_than_fenced_ones():

@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 
 from llmlab.harness.validation.intervals import interval
+from llmlab.harness.validation.layouts import Shared, shared_out
+from llmlab.harness.validation.left_out_table import beside, shipped_table
 from llmlab.harness.validation.loads import Load, load_of, metrics_of
 from llmlab.harness.validation.resolve import (
     EngineFacts,
@@ -35,9 +37,14 @@ from llmlab.harness.validation.rows import MeasuredRow, read_rows
 from llmlab.harness.validation.summary import error_figures, grouped
 from llmlab.reference.errors import InputError
 from llmlab.simulator.cost.engine import EngineModel, fit_of, load_engine
-from llmlab.simulator.hardware.profile import PRIOR_WIDENING
+from llmlab.simulator.hardware.device import Device
+from llmlab.simulator.hardware.profile import PRIOR_WIDENING, DeviceProfile
+from llmlab.simulator.model.description import load_model
 from llmlab.simulator.serving.deployment import Deployment, Site, resolve
+from llmlab.simulator.serving.network import Transfer
+from llmlab.simulator.serving.pools import Fleet, Pool
 from llmlab.simulator.serving.simulate import SimulationResult, simulate
+from llmlab.simulator.serving.simulate_fleet import simulate_fleet
 
 BLOCK_TOKENS = 16
 POOL_FROM = 2e6
@@ -67,6 +74,20 @@ class Setup:
     facts: EngineFacts
     deployment: Deployment
     load: Load
+    shared: Shared
+
+    @property
+    def prefill(self) -> Deployment | None:
+        """What computes prompts, where other workers do."""
+        if (apart := self.shared.prefill) is None:
+            return None
+        return replace(
+            self.deployment,
+            tensor_parallel=apart.devices,
+            expert_parallel=apart.experts,
+            attention_data_parallel=apart.requests,
+            replicas=apart.replicas,
+        )
 
 
 def setup_of(row: MeasuredRow, engines: Mapping[str, EngineModel] | None = None) -> Setup:
@@ -81,26 +102,12 @@ def setup_of(row: MeasuredRow, engines: Mapping[str, EngineModel] | None = None)
     """
     load = load_of(row)
     model, device = resolve_model(row.model), resolve_device(row.gpu)
-    for column, cell in row.unread.items():
-        raise Unsimulated(f"{column}={cell}")
-    devices = row.count("n_gpus")
-    pipeline, data = row.count("pp") or 1, row.count("dp") or 1
-    if pipeline > 1:
-        raise Unsimulated("pipeline parallelism")
-    if data > 1 or row.text("n_instances"):
-        raise Unsimulated("several replicas")
-    tensor = row.count("tp")
-    if tensor is None:
-        if devices != 1:
-            raise Unsimulated("tensor parallelism not stated")
-        tensor = 1
-    if devices is not None and devices != tensor:
-        raise Unsimulated(f"{devices} devices for tensor parallelism {tensor}")
     if "spec_decode=True" in row.text("other_config") or "speculative" in row.text("notes"):
         raise Unsimulated("speculative decoding")
     facts = on_device(resolve_engine(row.text("engine"), row.text("engine_version"), row.text("measured_date")), device)
     weight_dtype = resolve_weight_dtype(row.text("weight_dtype"), row.model)
     kv_dtype = resolve_kv_dtype(row.text("kv_dtype"), weight_dtype, facts.key)
+    shared = shared_out(row, moe=model.is_moe, least=_least_devices(model.name, device, weight_dtype))
     engine = (engines or {}).get(facts.key) or load_engine(facts.key)
     batched = row.count("max_num_batched_tokens") or facts.max_num_batched_tokens
     seqs = row.count("max_num_seqs") or facts.max_num_seqs
@@ -121,7 +128,10 @@ def setup_of(row: MeasuredRow, engines: Mapping[str, EngineModel] | None = None)
     deployment = Deployment(
         model=model.name,
         device=device.name,
-        tensor_parallel=tensor,
+        tensor_parallel=shared.whole.devices,
+        expert_parallel=shared.whole.experts,
+        attention_data_parallel=shared.whole.requests,
+        replicas=shared.whole.replicas,
         scheduler="chunked_prefill" if chunked else "continuous_batching",
         max_num_seqs=min(seqs, batched),
         max_num_batched_tokens=batched,
@@ -135,7 +145,13 @@ def setup_of(row: MeasuredRow, engines: Mapping[str, EngineModel] | None = None)
         max_model_tokens=0,
         router="round_robin",
     )
-    return Setup(row, facts, deployment, load)
+    return Setup(row, facts, deployment, load, shared)
+
+
+def _least_devices(model: str, device: Device, weight_dtype: str) -> int:
+    """The power of two of devices over which the weights leave something free."""
+    held = load_model(model).weight_bytes(1, weight_dtype) / (0.85 * device.hbm_bytes)
+    return 1 << max(0, math.ceil(math.log2(held)))
 
 
 def _site(setup: Setup) -> Site:
@@ -200,19 +216,30 @@ def measure(result: SimulationResult, load: Load, devices: int) -> dict[str, flo
     return found
 
 
-def predict(row: MeasuredRow, engines: Mapping[str, EngineModel] | None = None) -> dict[str, float]:
-    """Simulate one row; every metric of its load by column name.
+def predict(
+    row: MeasuredRow, engines: Mapping[str, EngineModel] | None = None, profile: DeviceProfile | None = None
+) -> dict[str, float]:
+    """Simulate one row; every metric of its load by column name. Engines' constants or the device may be given instead.
 
     Raises:
         Unsimulated: the row is out of reach, with the reason.
     """
     setup = setup_of(row, engines)
-    result = simulate(_site(setup), setup.load.workload)
+    if profile is not None:
+        setup = replace(setup, deployment=replace(setup.deployment, device=profile))
+    if setup.prefill is None:
+        result = simulate(_site(setup), setup.load.workload)
+    else:
+        pools = (Pool(setup.prefill, "prefill"), Pool(setup.deployment, "decode"))
+        try:
+            result = simulate_fleet(Fleet(pools, transfer=Transfer(first_token="decode")), setup.load.workload)
+        except InputError as error:
+            raise Unsimulated(str(error)) from None
     if refused := len(result.log.refused):
         raise Unsimulated(
             f"{refused} of {len(setup.load.workload)} requests refused: {next(iter(result.log.refused.values()))}"
         )
-    return measure(result, setup.load, setup.deployment.devices)
+    return measure(result, setup.load, setup.shared.devices)
 
 
 @dataclass(frozen=True)
@@ -273,9 +300,17 @@ def _intervals() -> Mapping[str, Any]:
     return yaml.safe_load(INTERVALS.read_text())["quantiles"]
 
 
+def _known_models() -> frozenset[str]:
+    """Models whose published runs gave residuals."""
+    import yaml
+
+    return frozenset(yaml.safe_load(INTERVALS.read_text()).get("models", ()))
+
+
 def predictions(found: Sequence[Outcome], quantiles: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
     """One labelled record per row and metric; latencies in ms, rates per second."""
     records = []
+    known = _known_models()
     for outcome in found:
         row = outcome.row
         if outcome.reason:
@@ -286,7 +321,11 @@ def predictions(found: Sequence[Outcome], quantiles: Mapping[str, Sequence[float
         for metric in metrics_of(row):
             if (predicted := outcome.figures.get(metric)) is None:
                 continue
-            low, high = interval(quantiles, row.load_mode, metric, predicted, 1.0 if device.fitted else PRIOR_WIDENING)
+            trust = "fitted" if device.fitted and fit_of(engine) else "prior"
+            widening = 1.0 if trust == "fitted" else PRIOR_WIDENING
+            stranger = bool(known) and model.name not in known
+            labels = {"engine": load_engine(engine).name, "trust": trust, "stranger": stranger}
+            low, high = interval(quantiles, row.load_mode, metric, predicted, widening, **labels)
             records.append(
                 {
                     "row_id": row.row_id,
@@ -300,17 +339,39 @@ def predictions(found: Sequence[Outcome], quantiles: Mapping[str, Sequence[float
                     "load_mode": row.load_mode,
                     "device": device.name,
                     "model": model.name.rpartition("/")[2],
-                    "engine": engine,
+                    "engine": load_engine(engine).name,
+                    "trust": trust,
                     "scored": row.scored and not (biased and metric.startswith("itl")),
                 }
             )
     return records
 
 
+def _sources(found: Sequence[Outcome], records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Per source: its rows, how many were scored, too ambiguous to score or excluded, and the commonest reasons."""
+    scored = {record["row_id"] for record in records if record["scored"]}
+    lines = []
+    for source in sorted({outcome.row.source for outcome in found}):
+        own = [outcome for outcome in found if outcome.row.source == source]
+        reasons = Counter(outcome.reason for outcome in own if outcome.reason)
+        lines.append(
+            {
+                "source": source,
+                "rows": len(own),
+                "scored": sum(outcome.row.row_id in scored for outcome in own),
+                "unscored": sum(not outcome.reason and outcome.row.row_id not in scored for outcome in own),
+                "excluded": sum(reasons.values()),
+                "why": "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common(3)),
+            }
+        )
+    return lines
+
+
 def summary(rows: Sequence[MeasuredRow], found: Sequence[Outcome], records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Counts, the reasons of exclusion, and error figures over all and per source, load mode, device, model and engine."""
     scored = [record for record in records if record["scored"]]
     reasons = Counter(outcome.reason for outcome in found if outcome.reason)
+    by_metric = grouped(scored, "load_mode", "metric")
     return {
         "rows": len(rows),
         "simulated": sum(not outcome.reason for outcome in found),
@@ -318,7 +379,10 @@ def summary(rows: Sequence[MeasuredRow], found: Sequence[Outcome], records: Sequ
         "unscored": len({record["row_id"] for record in records if not record["scored"]}),
         "excluded_reasons": [{"reason": reason, "count": count} for reason, count in reasons.most_common()],
         "overall": error_figures(scored),
-        "by_metric": grouped(scored, "load_mode", "metric"),
+        "by_metric": by_metric,
+        "left_out": beside(by_metric, shipped_table()),
+        "coverage": grouped(scored, "trust", "load_mode"),
+        "sources": _sources(found, records),
         "by_source": grouped(scored, "source", "load_mode", "metric"),
         "by_device": grouped(scored, "device", "load_mode", "metric"),
         "by_model": grouped(scored, "model", "load_mode", "metric"),
@@ -382,7 +446,13 @@ def summary_tables(result: Mapping[str, Any], *, most_rows: int = 40) -> list[tu
         tables.append((f"{len(result['rows'])} predictions", [_shown(row) for row in result["rows"]]))
     for label in ("metric", "source", "device", "model"):
         if lines := counts[f"by_{label}"]:
-            tables.append((f"errors by {label}, in %", [_percents(line) for line in lines]))
+            tables.append((f"errors by {label}, in %; scored rows of quality A or B", [_percents(line) for line in lines]))
+    if lines := counts["left_out"]:
+        title = (
+            "mean errors with constants fitted on all rows and, on a spread of them, refitted without the row's own group, in %"
+        )
+        tables.append((title, [_left_out_shown(line) for line in lines]))
+    tables.append(("rows by source", counts["sources"]))
     tables.append(
         (
             f"{counts['rows']} rows: {counts['simulated']} simulated ({counts['unscored']} of them too ambiguous to score), "
@@ -391,6 +461,17 @@ def summary_tables(result: Mapping[str, Any], *, most_rows: int = 40) -> list[tu
         )
     )
     return tables
+
+
+def _left_out_shown(line: Mapping[str, Any]) -> dict[str, Any]:
+    errors = {
+        name.replace("mean_abs_error", "these rows").replace("left_out_fitted", "spread, fitted").replace("_", " "): value
+        for name, value in line.items()
+        if name.startswith(("mean_abs", "without", "left_out_fitted"))
+    }
+    labels = {"load_mode": line["load_mode"], "metric": line["metric"], "n": line["n"]}
+    shown = {name: "-" if value is None else f"{100 * value:.1f}" for name, value in errors.items()}
+    return labels | shown | {"values in the spread": line["left_out_rows"]}
 
 
 def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -410,4 +491,10 @@ def _percents(line: Mapping[str, Any]) -> dict[str, Any]:
     names = {"mean_abs_error": "mean", "median_abs_error": "median", "p90_abs_error": "p90", "bias": "bias"}
     labels = {key: value for key, value in line.items() if isinstance(value, str)}
     errors = {short: f"{100 * line[name]:.1f}" for name, short in names.items()}
-    return {**labels, "n": line["n"], **errors, "in interval": f"{100 * line['coverage']:.0f}"}
+    return {
+        **labels,
+        "n": line["n"],
+        **errors,
+        "in interval": f"{100 * line['coverage']:.0f}",
+        "width": f"{100 * line['width']:.0f}",
+    }

@@ -20,15 +20,18 @@ def has_error(row: Scored) -> bool:
 
 
 def error_figures(rows: Iterable[Scored]) -> dict[str, Any]:
-    """Mean and median absolute error, bias, the 90th percentile, and interval coverage of rows with a measured value.
+    """Mean and median absolute error, bias, the 90th percentile, interval coverage and median relative width.
+
+    Only rows with a measured value count.
 
     >>> one = {"metric": "tpot_mean_ms", "measured": 10.0, "predicted": 11.0, "low": 9.0, "high": 12.0}
-    >>> error_figures([one, {**one, "predicted": 9.0, "low": 8.0, "high": 9.5}])
-    {'n': 2, 'mean_abs_error': 0.1, 'median_abs_error': 0.1, 'p90_abs_error': 0.1, 'bias': 0.0, 'coverage': 0.5}
+    >>> figures = error_figures([one, {**one, "predicted": 9.0, "low": 8.0, "high": 9.5}])
+    >>> figures["n"], figures["mean_abs_error"], figures["bias"], figures["coverage"]
+    (2, 0.1, 0.0, 0.5)
     """
     kept = [row for row in rows if has_error(row)]
     if not kept:
-        empty = ("mean_abs_error", "median_abs_error", "p90_abs_error", "bias", "coverage")
+        empty = ("mean_abs_error", "median_abs_error", "p90_abs_error", "bias", "coverage", "width")
         return {"n": 0, **dict.fromkeys(empty)}
     measured, predicted, low, high = (
         np.array([row[key] for row in kept], dtype=float) for key in ("measured", "predicted", "low", "high")
@@ -40,6 +43,7 @@ def error_figures(rows: Iterable[Scored]) -> dict[str, Any]:
         "p90_abs_error": np.quantile(np.abs(errors), 0.9),
         "bias": errors.mean(),
         "coverage": ((low <= measured) & (measured <= high)).mean(),
+        "width": np.median((high - low) / predicted),
     }
     return {"n": len(kept), **{name: round(float(value), 6) + 0.0 for name, value in figures.items()}}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from llmlab.harness.validation.intervals import FEWEST, interval, interval_table, metric_kind, residual_quantiles
+from llmlab.harness.validation.intervals import FEWEST, LEVEL, interval, interval_table, metric_kind, residual_quantiles
 from llmlab.harness.validation.summary import error_figures, grouped
 
 
@@ -20,6 +20,7 @@ def test_a_perfect_prediction_has_no_error_and_is_covered() -> None:
     figures = error_figures([_row(10.0, 10.0), _row(20.0, 20.0)])
     assert figures == {
         "n": 2, "mean_abs_error": 0.0, "median_abs_error": 0.0, "p90_abs_error": 0.0, "bias": 0.0, "coverage": 1.0,
+            "width": 0.2,
     }  # fmt: skip
 
 
@@ -64,7 +65,9 @@ def test_an_interval_always_holds_its_own_prediction() -> None:
 
 def test_a_larger_sample_widens_no_further_than_its_extremes() -> None:
     assert residual_quantiles([1.0]) == (1.0, 1.0)
-    assert residual_quantiles(list(np.linspace(0.5, 1.5, 101))) == pytest.approx((0.549, 1.451), abs=0.01)
+    assert residual_quantiles(list(np.linspace(0.5, 1.5, 101))) == pytest.approx(
+        (0.5 + (1 - LEVEL) / 2, 1.5 - (1 - LEVEL) / 2), abs=0.01
+    )
 
 
 def test_kinds_join_the_percentiles_of_one_latency() -> None:

@@ -249,4 +249,4 @@ def test_an_all_reduce_changes_its_algorithm_with_the_message():
     assert few[2] == pytest.approx(few[1], rel=1e-4)  # two ranks read each other's values whatever the size
     assert many[1] > 1.5 * many[0]  # seven messages in one shot
     assert many[3] - many[2] == pytest.approx(2 * 7 / 8 * (2**23 - 2**18) / LIMITS.link_bytes_per_s / 0.6, rel=0.05)
-    assert (np.diff(few) > 0).all()
+    assert (np.diff(few[:4]) > 0).all()

@@ -29,7 +29,7 @@ from llmlab.simulator.workload.workload import Workload
 STATES = ("up", "draining", "starting", "warming", "warm", "down", "off")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class FleetResult(SimulationResult):
     """A run of a fleet; `site` is that of its first pool.
 

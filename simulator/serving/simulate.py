@@ -28,6 +28,10 @@ from llmlab.simulator.serving.energy import Power, balance_rows
 from llmlab.simulator.serving.slo import Slo, Watch
 from llmlab.simulator.workload.workload import Workload
 
+Loop = Literal["auto", "simpy", "compiled"]
+QUICK_TOKENS = 20_000
+"""Below so many tokens to emit the readable loop is done before the compiled one is loaded."""
+
 REQUEST_ENDINGS = (".csv", ".parquet")
 TRACE_ENDINGS = (".json", ".json.gz")
 
@@ -58,12 +62,16 @@ class SimulationResult:
 
     Attributes:
         wall_s: seconds this computer needed; the only field that differs between equal runs.
+        path: "simpy" or "compiled", the loop that ran; the log is the same.
+        path_reason: why it was not the compiled one.
     """
 
     site: Site
     workload: Workload
     log: Log
     wall_s: float
+    path: str = "simpy"
+    path_reason: str = ""
 
     @property
     def deployment(self) -> Deployment:
@@ -77,7 +85,8 @@ class SimulationResult:
 
     def summary(self, slo: Slo | None = None) -> dict[str, Any]:
         """Metrics as one plain dictionary, with `bound_by` and `wall_s`; see `metrics.summarize`."""
-        return self.metrics(slo) | {"wall_s": self.wall_s, "bound_by": self.bound_by}
+        how = {"wall_s": self.wall_s, "path": self.path, "path_reason": self.path_reason}
+        return self.metrics(slo) | how | {"bound_by": self.bound_by}
 
     def metrics(self, slo: Slo | None = None) -> dict[str, Any]:
         """Metrics alone: equal for equal runs, and quick."""
@@ -199,6 +208,7 @@ def simulate(
     record: Literal["requests", "steps"] = "requests",
     give_up: Slo | None = None,
     stretch: float = 1.0,
+    path: Loop = "auto",
     progress: Callable[[int, int], None] | None = None,
 ) -> SimulationResult:
     """Simulate a workload on a deployment until every request is finished or refused.
@@ -214,10 +224,13 @@ def simulate(
         give_up: stop as soon as this objective cannot be met any more; `log.gave_up` then says so.
         stretch: every step takes this many times as long as the cost model says; an end of `step_interval` gives a pessimistic
             or an optimistic run.
+        path: "simpy" is the readable loop, "compiled" the quick one with the same events. "auto" takes the compiled one where
+            it knows all that is asked for and there is enough to do to be worth loading it.
         progress: called now and then with (requests done, requests).
 
     Raises:
-        InputError: something the deployment names is unknown, or the model does not fit.
+        InputError: something the deployment names is unknown, the model does not fit, or the compiled path was asked for
+            something it does not know.
         ValueError: `stretch` is not positive.
     """
     if not 0 < stretch < math.inf:
@@ -225,6 +238,8 @@ def simulate(
     if len(workload.session):  # turns wait for answers: the fleet knows how
         from llmlab.simulator.serving.simulate_fleet import simulate_fleet
 
+        if path == "compiled":
+            raise InputError("simulate", "path", path, "does not know: sessions")
         return simulate_fleet(
             deployment, workload, seed=seed, record=record, give_up=give_up, stretch=stretch, progress=progress
         )
@@ -236,26 +251,36 @@ def simulate(
             raise InputError(workload.name, "block_tokens", site.deployment.block_tokens, why)
     started = time.perf_counter()
     replicas = site.deployment.replicas
+    schedulers = [site.new_scheduler() for _ in range(replicas)]
+    block_tokens = site.deployment.block_tokens
+    router = make_router(site.deployment.router, replicas, np.random.default_rng(seed), block_tokens=block_tokens)
+    options: dict[str, Any] = {
+        "block_tokens": block_tokens if site.deployment.prefix_caching else 0,
+        "frontend_ns": round(site.engine.host_request_s * 1e9),
+        "lag_steps": site.engine.scheduling_lag_steps,
+        "longest_tokens": site.longest_tokens,
+        "record_steps": record == "steps",
+        "watch": Watch(give_up, workload.output_tokens) if give_up is not None else None,
+        "progress": progress,
+    }
+    reason = "chosen" if path == "simpy" else ""
+    if path == "auto" and int(workload.output_tokens.sum()) < QUICK_TOKENS:
+        reason = f"fewer than {QUICK_TOKENS} tokens to emit"
+    if not reason:
+        from llmlab.simulator.serving.compiled.run import CompiledCluster, reason_against
+
+        reason = reason_against(workload, schedulers, site.cost, router) or ""
+        if reason and path == "compiled":
+            raise InputError("simulate", "path", path, f"does not know: {reason}")
+        if not reason:
+            compiled = CompiledCluster(workload, schedulers, site.cost, router, stretch=stretch, **options)
+            log = compiled.run()
+            return SimulationResult(site, workload, log, time.perf_counter() - started, "compiled")
     step_ns = site.cost.step_ns
     if stretch != 1.0:
 
         def step_ns(shape: BatchShape) -> int:
             return math.ceil(stretch * site.cost.step_ns(shape))
 
-    cluster = Cluster(
-        workload,
-        [site.new_scheduler() for _ in range(replicas)],
-        step_ns,
-        make_router(
-            site.deployment.router, replicas, np.random.default_rng(seed), block_tokens=site.deployment.block_tokens
-        ),
-        block_tokens=site.deployment.block_tokens if site.deployment.prefix_caching else 0,
-        frontend_ns=round(site.engine.host_request_s * 1e9),
-        lag_steps=site.engine.scheduling_lag_steps,
-        longest_tokens=site.longest_tokens,
-        record_steps=record == "steps",
-        watch=Watch(give_up, workload.output_tokens) if give_up is not None else None,
-        progress=progress,
-    )
-    log = cluster.run()
-    return SimulationResult(site, workload, log, time.perf_counter() - started)
+    log = Cluster(workload, schedulers, step_ns, router, **options).run()
+    return SimulationResult(site, workload, log, time.perf_counter() - started, "simpy", reason)

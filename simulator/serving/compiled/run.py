@@ -7,8 +7,9 @@ the SimPy path, with the reason.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -27,7 +28,7 @@ from llmlab.simulator.serving.cluster import SAMPLED_SHAPES, Log, Sample, Steps,
 from llmlab.simulator.serving.compiled import loop, memory, records
 from llmlab.simulator.serving.compiled.records import FAR, NEVER, World, new_memory
 from llmlab.simulator.serving.slo import Watch
-from llmlab.simulator.workload.workload import Workload
+from llmlab.simulator.workload.workload import LABELS, Workload
 
 SCHEDULERS: dict[type, int] = {
     ChunkedPrefill: records.CHUNKED_PREFILL,
@@ -53,6 +54,21 @@ LIMITS = {
 }
 """What a scheduler of a known kind consists of; one that has more is not known."""
 
+WORKLOAD = {
+    "arrival_ns",
+    "prompt_tokens",
+    "output_tokens",
+    "block_hashes",
+    "hash_block_tokens",
+    "clients",
+    "think_ns",
+    "session",
+    "gap_ns",
+    "name",
+    *LABELS,
+}
+"""What a workload consists of; labels matter to schedulers that are not known here."""
+
 MOST_SEATS = 1 << 16
 """Requests that run at once: more than any engine's, so that rows per replica stay small."""
 
@@ -65,14 +81,16 @@ def reason_against(
     workload: Workload, schedulers: Sequence[Scheduler], cost: object, router: object, *, stretch: float = 1.0
 ) -> str | None:
     """Why the compiled loop cannot play this, or None where it can."""
-    if type(workload) is not Workload:
-        return f"a {type(workload).__name__} is no plain workload"
+    if unknown := {field.name for field in fields(workload)} - WORKLOAD:
+        return f"a workload with {', '.join(sorted(unknown))}"
+    if len(workload.session):
+        return "sessions"
     first = schedulers[0]
     if type(first) not in SCHEDULERS or not isinstance(first, Queue):
         return f"scheduler {type(first).__name__}"
     slots = {name for kind in type(first).__mro__ for name in getattr(kind, "__slots__", ())}
-    if unknown := slots - LIMITS:
-        return f"scheduler with {', '.join(sorted(unknown))}"
+    if extra := slots - LIMITS:
+        return f"scheduler with {', '.join(sorted(extra))}"
     for scheduler in schedulers:
         if type(scheduler) is not type(first) or _limits(scheduler) != _limits(first):  # type: ignore[arg-type]
             return "replicas that differ"
@@ -119,7 +137,7 @@ class CompiledCluster:
     def __init__(
         self,
         workload: Workload,
-        schedulers: Sequence[Queue],
+        schedulers: Sequence[Scheduler],
         cost: StepCost,
         router: Any,
         *,
@@ -135,9 +153,9 @@ class CompiledCluster:
         watch: Watch | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        self.workload, self.schedulers, self.router = workload, schedulers, router
+        self.workload, self.schedulers, self.router = workload, cast(Sequence[Queue], schedulers), router
         self.longest_tokens, self.record_steps, self.progress = longest_tokens, record_steps, progress
-        first = schedulers[0]
+        first = self.schedulers[0]
         self.cost: CompiledCost = compile_cost(cost, first.max_num_seqs, stretch=stretch)
         count, replicas, block_size = len(workload), len(schedulers), first.blocks.block_tokens
         seats = min(first.max_num_seqs, count)

@@ -12,8 +12,8 @@ Units: seconds, bytes, tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -93,6 +93,28 @@ class Features:
 
 
 NO_FEATURES = Features()
+
+
+def read_features(texts: Iterable[str]) -> Features:
+    """Features from texts NAME=VALUE.
+
+    Raises:
+        InputError: a text without "=", an unknown name, or a value of another type or out of range.
+
+    >>> read_features(["drafter=eagle", "num_drafts=3"]).num_drafts
+    3
+    """
+    kinds: dict[str, Any] = {item.name: type(item.default) for item in fields(Features)}
+    values: dict[str, Any] = {}
+    for text in texts:
+        name, sign, value = text.partition("=")
+        if not sign or name not in kinds:
+            raise InputError("features", name, text, f"expected NAME=VALUE with a name of {', '.join(kinds)}")
+        try:
+            values[name] = kinds[name](value)
+        except ValueError:
+            raise InputError("features", name, value, f"expected {kinds[name].__name__}") from None
+    return Features(**values)
 
 
 class ExtraCost:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -103,6 +104,7 @@ def describe(result: SimulationResult, slo: Slo | None = None) -> dict[str, Any]
             "prefix_caching": deployment.prefix_caching,
             "weight_dtype": site.cost.weight_dtype,
             "kv_dtype": site.cost.kv_dtype,
+            "features": asdict(deployment.features),
             "usd_per_hour": sum(each.usd_per_hour for each in _sites(result)),
         },
         "workload": result.workload.name,

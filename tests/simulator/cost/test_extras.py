@@ -6,7 +6,7 @@ import pytest
 
 from llmlab.reference.errors import InputError
 from llmlab.simulator.cost.batch import BatchShape
-from llmlab.simulator.cost.extras import ExtraCost, Features
+from llmlab.simulator.cost.extras import ExtraCost, Features, read_features
 from llmlab.simulator.cost.step import StepCost
 
 STEP = StepCost.cached("llama-3.1-8b", "h100")
@@ -95,3 +95,9 @@ def test_features_that_make_no_sense_are_refused(features: dict[str, object], fi
     with pytest.raises(InputError) as error:
         Features(**features)  # type: ignore[arg-type]
     assert error.value.field == field
+
+
+@pytest.mark.parametrize("text", ["num_drafts", "luck=3", "num_drafts=few", "acceptance=2", "acceptance=nan"])
+def test_texts_that_are_no_features_are_refused(text: str) -> None:
+    with pytest.raises(InputError):
+        read_features([text])

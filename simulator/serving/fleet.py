@@ -6,7 +6,7 @@ bit for bit. The order of what happens at one instant is total:
 1. repairs, then outages, each by replica number;
 2. first arrivals, then what is sent again (retries, by request id), then ends of transfers (by request id);
 3. ends of steps and starts of steps, as in `cluster.py`;
-4. an autoscaler's tick.
+4. an autoscaler's tick, and the end of a drained replica.
 
 Disaggregated: a prefill worker computes the prompt and the first token; its blocks stay there until a decode worker has
 reserved room for them and the transfer is over. A decode worker that holds part of the prompt in its prefix cache gets only
@@ -135,6 +135,8 @@ class KeepsBlocks:
 class Worker(Replica):
     """A replica that can be off, start, drain, fail, and hand over its requests."""
 
+    blocks: Any
+
     def __init__(self, cluster: FleetCluster, number: int, pool: int, site: Site, role: str, stretch: float) -> None:
         self.pool, self.site, self.role = pool, site, role
         self.fleet = cluster
@@ -182,8 +184,10 @@ class Worker(Replica):
         return duration_ns
 
     def may_wait(self) -> bool:
-        """What waits may start once a cache that was moved away leaves its blocks."""
-        return bool(getattr(self.scheduler, "kept", None))
+        """What waits may start once a cache that is moved away leaves its blocks, or one that comes is in use and then done."""
+        return bool(getattr(self.scheduler, "kept", None)) or any(
+            flight.target == self.number and flight.blocks for flight in self.fleet.flights.values()
+        )
 
     def start(self) -> None:
         """Begin to serve, empty."""
@@ -304,11 +308,12 @@ class FleetCluster(Cluster):
             states=States() if record_states else None,
         )
         self.pool_steps = [0] * len(sites)
-        self.replicas = self.workers = [
+        self.workers = [
             Worker(self, sum(s.deployment.replicas for s in sites[:number]) + copy, number, site, pool.role, stretch)
             for number, (pool, site) in enumerate(zip(fleet.pools, sites))
             for copy in range(site.deployment.replicas)
         ]
+        self.replicas = [*self.workers]
         self.takes = [worker.number for worker in self.workers if worker.role != "decode"]
         self.decoders = [worker.number for worker in self.workers if worker.role == "decode"]
         self.place = {number: place for group in (self.takes, self.decoders) for place, number in enumerate(group)}
@@ -578,6 +583,9 @@ class FleetCluster(Cluster):
         if self.plan.transfer.first_token == "decode" and self.log.first_token_ns[index] < 0:
             self.emitted_ns[index] = now_ns
             super().first_token(index, now_ns)
+        cache = getattr(target.scheduler, "prefix_cache", None)
+        if cache is not None:
+            target.scheduler.remember(cache, request)  # type: ignore[attr-defined]
         target.adopt(request)
 
     def release(self, number: int, index: int) -> None:
@@ -627,7 +635,8 @@ class FleetCluster(Cluster):
             worker.site.max_num_seqs - len(worker.scheduler.running) - len(worker.scheduler.waiting) - coming[place]
             for place, worker in enumerate(targets)
         ]
-        free = [worker.blocks.free_blocks for worker in targets]
+        # what was preempted on a worker goes on before anything new comes to it
+        free = [-1 if worker.scheduler.waiting else worker.blocks.free_blocks for worker in targets]
         if self.uneven and self.pools.held:
             head = self.pools.held[0][0]
             free = [room if self.can_serve(worker, head) else -1 for room, worker in zip(free, targets)]
@@ -713,7 +722,12 @@ class FleetCluster(Cluster):
         self.unfinished -= 1
 
     def settle(self, worker: Worker) -> None:
-        """A draining worker that has nothing left goes off."""
+        """A draining worker that has nothing left goes off, once all else of this instant has happened."""
+        if worker.state == "draining" and self.empty(worker):
+            Moment(self.env).happens(0, TICK).callbacks.append(lambda _: self.go_off(worker))  # type: ignore[arg-type]
+
+    def go_off(self, worker: Worker) -> None:
+        """End a drained worker, unless it is wanted again."""
         if worker.state == "draining" and self.empty(worker):
             worker.stop()
             self.turn(worker, "off")
@@ -775,6 +789,7 @@ class FleetCluster(Cluster):
             assert self.pools is not None
             if flight.source == worker.number:
                 self.workers[flight.target].blocks.free(flight.blocks)
+                self.workers[flight.target].nudge()
             else:
                 self.pools.hold_again(index, self.blocks_of(index))
         if self.pools is not None:
@@ -821,8 +836,7 @@ class FleetCluster(Cluster):
             policy = Predictive(
                 scaling.rate_per_replica * scaling.interval_s, ahead_s / scaling.interval_s, scaling.alpha, scaling.beta
             )
-        most = len(workers) - scaling.warm
-        scaler = Autoscaler(policy, least=scaling.least, most=most, patience=scaling.patience)
+        scaler = Autoscaler(policy, least=scaling.least, most=len(workers), patience=scaling.patience)
         interval_ns = max(1, round(scaling.interval_s * NANOSECONDS))
         while True:
             yield Moment(self.env).happens(interval_ns, TICK)  # type: ignore[arg-type]

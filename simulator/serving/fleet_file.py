@@ -14,24 +14,30 @@ retries: {limit: 3, backoff_s: 0.1}
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from llmlab.reference.errors import InputError
 from llmlab.simulator.serving.deployment import Deployment
-from llmlab.simulator.serving.failures import Failures, Fault, Retries
+from llmlab.simulator.serving.failures import Failures, Retries
 from llmlab.simulator.serving.network import Transfer
 from llmlab.simulator.serving.pools import Fleet, Pool, PrefixPool, Scaling
 
 NAMED = {"model": str, "device": str, "engine": str}
 """Keys that hold an object in Python and its name in a file."""
 
-KINDS = (Deployment, Scaling, Failures, Fault, Retries, Transfer, PrefixPool)
+
+def _inner(kind: type, name: str) -> type | None:
+    """The dataclass a field holds, where it does."""
+    hint = get_type_hints(kind)[name]
+    if kind is Deployment and name in NAMED:
+        return None
+    return next((each for each in (hint, *get_args(hint)) if is_dataclass(each) and isinstance(each, type)), None)
 
 
 @cache
@@ -41,10 +47,10 @@ def _schema(kind: type) -> type[BaseModel]:
     entries: dict[str, Any] = {}
     for item in fields(kind):
         annotation = NAMED.get(item.name, hints[item.name]) if kind is Deployment else hints[item.name]
-        for inner in (Fault,):
-            if annotation == inner | None:
-                annotation = _schema(inner) | None
-        entries[item.name] = (annotation, ... if item.default is MISSING else item.default)
+        if (inner := _inner(kind, item.name)) is not None:
+            annotation = _schema(inner) | None
+        needed = item.default is MISSING and item.default_factory is MISSING
+        entries[item.name] = (annotation, ... if needed else None)
     return create_model(
         kind.__name__, __config__=ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True), **entries
     )
@@ -80,8 +86,8 @@ def _make(kind: type, content: Any, path: Path, where: str) -> Any:
         raise InputError(path, place, first.get("input"), first["msg"]) from None
     values = {name: getattr(checked, name) for name in checked.model_fields_set}
     for name, value in values.items():
-        if isinstance(value, BaseModel):
-            values[name] = Fault(**value.model_dump())
+        if isinstance(value, BaseModel) and (inner := _inner(kind, name)) is not None:
+            values[name] = _make(inner, content[name], path, f"{where}.{name}".lstrip("."))
     try:
         return kind(**values)
     except InputError as error:

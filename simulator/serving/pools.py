@@ -31,7 +31,7 @@ class Scaling:
         alpha: weight of the newest observation in the level (predictive).
         beta: weight of the newest change in the trend (predictive).
         patience: decisions a scale-down waits.
-        warm: replicas kept loaded but idle, to be taken within `warm_start_s`.
+        warm: replicas kept loaded but idle, to be taken within `warm_start_s`; fewer where all are needed.
         warm_start_s: from warm to serving.
         load_bytes_per_s: at which one device's weights are read from storage at a cold start.
         engine_start_s: the rest of a cold start: process, compilation, captured graphs.

@@ -262,8 +262,29 @@ def validate_papers_command(
         show("Relative results of published systems", rows)
 
 
+DEPLOYMENT_OPTIONS = (
+    "model",
+    "gpu",
+    "tp",
+    "replicas",
+    "scheduler",
+    "router",
+    "engine",
+    "features",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "block_tokens",
+    "gpu_memory_utilization",
+    "prefix_caching",
+    "weight_dtype",
+    "kv_dtype",
+    "price",
+)
+
+
 @simulate_app.command("serve")
 def simulate_serve_command(
+    context: typer.Context,
     workload: Annotated[Path, typer.Option(help="Trace (.csv, .csv.gz) or workload file (.yaml).")],
     model: Annotated[str | None, typer.Option(help="Preset name, or path of a Hugging Face config.json.")] = None,
     gpu: Annotated[str | None, typer.Option(help="Device name such as h100, or a profile made by `llmlab calibrate`.")] = None,
@@ -315,28 +336,33 @@ def simulate_serve_command(
         check_ending(plot, ENDINGS)
     deployment: Deployment | Fleet
     if deployment_file is not None:
-        for name, value in (("--model", model), ("--gpu", gpu)):
-            if value is not None:
-                raise InputError("simulate serve", name, value, "does not go together with --deployment")
+        here = {name: context.get_parameter_source(name) for name in context.params}
+        for name in DEPLOYMENT_OPTIONS:
+            if (source := here.get(name)) is not None and source.name == "COMMANDLINE":
+                value = context.params[name]
+                raise InputError(
+                    "simulate serve", f"--{name.replace('_', '-')}", value, "does not go together with --deployment"
+                )
         deployment = read_fleet(deployment_file)
     elif model is None or gpu is None:
         raise InputError("simulate serve", "--model, --gpu", None, "are needed where there is no --deployment")
     else:
+        stated: dict[str, Any] = {"scheduler": scheduler, "block_tokens": block_tokens, "prefix_caching": prefix_caching}
         deployment = Deployment(
             model,
             gpu,
             tp,
             replicas,
-            scheduler,
-            max_num_seqs,
-            max_num_batched_tokens,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
             gpu_memory_utilization=gpu_memory_utilization,
-            prefix_caching=prefix_caching,
             weight_dtype=weight_dtype,
             kv_dtype=kv_dtype,
             engine=engine,
             router=router,
             price_usd_per_hour=price,
+            features=read_features(features or ()),
+            **{name: value for name, value in stated.items() if value is not None},
         )
     with progress_bar("simulating") as advance:
         result, objective = run_files(

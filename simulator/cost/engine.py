@@ -41,6 +41,8 @@ class EngineModel:
             before has quantized; a product of many rows is shorter by as many seconds.
         one_shot_rows: steps of at most this many tokens sum over the ranks in one exchange, every rank reading all the others'
             values, fused with the norm that follows; 0 where the curves choose.
+        captured_kernel_s: start of each kernel in a captured step, for operators of several kernels (latent attention, experts,
+            products with block scales), whose tables were timed with every kernel launched by itself; 0 where the curves say all.
         elementwise_share: part of the time of norms, rotations and activations that fusing them into their neighbours leaves.
         scheduling_lag_steps: steps between a request being ready and the step that first computes it (asynchronous scheduling).
         max_num_seqs, max_num_batched_tokens: the engine's own defaults.
@@ -65,6 +67,7 @@ class EngineModel:
     prefill_from_cache: bool = True
     gemm_share: float = 1.0
     one_shot_rows: int = 0
+    captured_kernel_s: float = 0.0
     elementwise_share: float = 1.0
     scheduling_lag_steps: float = 0.0
     max_num_seqs: int = 256
@@ -81,6 +84,7 @@ class EngineModel:
             "collective_gap_s",
             "decode_key_core_s",
             "decode_query_core_s",
+            "captured_kernel_s",
             "elementwise_share",
             "scheduling_lag_steps",
         ):

@@ -38,6 +38,10 @@ from llmlab.simulator.model.description import (
 ONE_SHOT_BANDWIDTH = 0.6
 """Fraction of the link that an exchange reaches in which every rank reads all the others' values."""
 
+KERNELS_OF = {"gemm_tiles_eager": 2, "attention_decode_mla": 5, "moe": 6}
+"""Kernels of an operator, by the form of its curve: quantize and multiply; rotate, cache, absorb, attend, expand; choose, sort,
+multiply, activate, multiply, sum."""
+
 FP4_SCALES = 1.125
 """NVFP4 stores an 8-bit scale beside every 16 four-bit weights."""
 
@@ -195,8 +199,17 @@ class StepCost:
         suffix = "_mla" if group.kind == "mla" else "_windowed" if group.window else ""
         prefill = self.profile.curve("attention_prefill" + suffix, wide, self._prompt_kv)
         decode = self.profile.curve("attention_decode" + suffix, wide, self.kv_dtype)
-        prefill, decode = (replace(curve, parameters=without_launches(curve.parameters)) for curve in (prefill, decode))
+        prefill, decode = (replace(curve, parameters=self._captured(curve)) for curve in (prefill, decode))
         return group, columns, prefill, decode
+
+    def _captured(self, curve: Curve) -> Mapping[str, float]:
+        """A curve's parameters without the host's part, which is the engine's."""
+        parameters = without_launches(curve.parameters)
+        kernels = KERNELS_OF.get(curve.form, 0)
+        if kernels and self.engine.captured_kernel_s:
+            start = min(parameters["latency_s"], kernels * self.engine.captured_kernel_s)
+            parameters = {**parameters, "latency_s": start}
+        return parameters
 
     def _borrows_fp8(self, dtype: str) -> bool:
         """Whether four-bit products run in four-bit arithmetic nobody timed: then the 8-bit curve, put right, is the prior."""
@@ -244,7 +257,7 @@ class StepCost:
             columns = {"ranks": ranks, "message_bytes": rows * operator.bytes_per_row}
             link = self.profile.collective(operator.kind, ranks)[1]
             limits = replace(limits, link_bytes_per_s=link)
-        parameters = without_launches(priced.curve.parameters)
+        parameters = self._captured(priced.curve)
         share = self.engine.elementwise_share if priced.kind == "elementwise" else 1.0
         form = FORMS[priced.curve.form].seconds
         if isinstance(operator, Gemm) and self._borrows_fp8(priced.dtype):

@@ -219,7 +219,8 @@ def validate_serving_command(
     core: Annotated[bool, typer.Option("--core", help="Only rows marked core: one node, dense Llama family.")] = False,
     limit: Annotated[int | None, typer.Option(help="At most this many rows, spread over the files.")] = None,
     out_picture: Annotated[
-        Path | None, typer.Option(help="Draw the replayed runs of per-request files, measured against simulated (.svg or .png).")
+        Path | None,
+        typer.Option(help="Draw the replayed runs of per-request files, measured against simulated (.svg or .png)."),
     ] = None,
     json_output: Json = False,
 ) -> None:
@@ -299,15 +300,40 @@ def simulate_serve_command(
     tp: Annotated[int, typer.Option(help="Devices per replica (tensor parallel).")] = 1,
     replicas: Annotated[int, typer.Option(help="Equal copies behind the router.")] = 1,
     slo: Annotated[str | None, typer.Option(help="Objective, for goodput: ttft_p99=2s,tpot_p99=50ms.")] = None,
-    scheduler: Annotated[str, typer.Option(help="chunked_prefill or continuous_batching.")] = "chunked_prefill",
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            help="chunked_prefill, continuous_batching, static_batching, dynamic_batching, orca, sarathi, splitfuse, "
+            "token_attention, guaranteed_no_evict, guaranteed_prefill_first, max_utilization, priority, shortest_job, "
+            "virtual_token_counter, swapping, multi_lora or speculative; the engine's when not given."
+        ),
+    ] = None,
     router: Annotated[
         str, typer.Option(help="round_robin, random, least_outstanding, power_of_two, prefix_affinity or kv_aware.")
     ] = "least_outstanding",
-    engine: Annotated[str, typer.Option(help="Whose host constants: vllm, sglang, trtllm, nim, generic.")] = "vllm",
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="Whose host constants, scheduler, block size and limits: vllm, vllm-v0, sglang, trtllm, trtllm-v1, nim, tgi, "
+            "lmdeploy, fastgen, orca, fastertransformer, lightllm, llamacpp, sarathi, generic, ..."
+        ),
+    ] = "vllm",
+    features: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--feature",
+            help="NAME=VALUE, may be repeated: swap_bytes, host_cache_bytes, disk_cache_bytes, disk_bytes_per_s, max_loras, "
+            "lora_rank, drafter (draft, medusa, eagle, ngram), num_drafts, acceptance, draft_model, window_s.",
+        ),
+    ] = None,
     max_num_seqs: Annotated[int | None, typer.Option(help="Requests a replica runs at once.")] = None,
     max_num_batched_tokens: Annotated[int | None, typer.Option(help="Tokens of one step: the prefill chunk.")] = None,
+    block_tokens: Annotated[int | None, typer.Option(help="Tokens of a KV block; the engine's when not given.")] = None,
     gpu_memory_utilization: Annotated[float, typer.Option(help="Part of the device memory the engine may fill.")] = 0.9,
-    prefix_caching: Annotated[bool, typer.Option(help="Reuse the KV cache of equal prefixes.")] = True,
+    prefix_caching: Annotated[
+        bool | None,
+        typer.Option("--prefix-caching/--no-prefix-caching", help="Reuse the KV cache of equal prefixes; else the engine's."),
+    ] = None,
     weight_dtype: Annotated[str, typer.Option(help="bfloat16, fp8, int8, int4, ...")] = "bfloat16",
     kv_dtype: Annotated[str, typer.Option(help="bfloat16, fp8, ...")] = "bfloat16",
     first: Annotated[int | None, typer.Option(help="Only the first N requests.")] = None,
@@ -326,6 +352,7 @@ def simulate_serve_command(
 ) -> None:
     """Simulate a workload on a deployment: latencies, throughput, utilization, cost, energy; per-request table; timeline."""
     from llmlab.reports.cluster_state import ENDINGS, draw
+    from llmlab.simulator.cost.extras import read_features
     from llmlab.simulator.serving.deployment import Deployment
     from llmlab.simulator.serving.fleet_file import read_fleet
     from llmlab.simulator.serving.pools import Fleet
@@ -467,6 +494,10 @@ def plan_serve_command(
     kv_dtype: Annotated[str, typer.Option(help="bfloat16, fp8, ...; several by commas.")] = "bfloat16",
     scheduler: Annotated[str, typer.Option(help="Schedulers to choose from, by commas.")] = "chunked_prefill",
     router: Annotated[str, typer.Option(help="Routers to choose from, by commas.")] = "least_outstanding",
+    layouts: Annotated[
+        bool, typer.Option(help="Also try experts dealt to the devices, and requests where attention is latent.")
+    ] = True,
+    pipeline: Annotated[str, typer.Option(help="Pipeline stages to try, by commas.")] = "1",
     max_num_seqs: Annotated[str, typer.Option(help="Batch sizes to try.")] = "32,64,128,256,512",
     max_num_batched_tokens: Annotated[str, typer.Option(help="Tokens of one step to try.")] = "512,1024,2048,4096,8192",
     gpu_memory_utilization: Annotated[float, typer.Option(help="Part of the device memory the engine may fill.")] = 0.9,
@@ -512,6 +543,8 @@ def plan_serve_command(
             kv_dtype=kv_dtype,
             scheduler=scheduler,
             router=router,
+            layouts=layouts,
+            pipeline=read_sizes(pipeline, "--pipeline"),
             num_seqs=sizes[0],
             chunks=sizes[1],
             gpu_memory_utilization=gpu_memory_utilization,

@@ -100,8 +100,8 @@ def _plain(text: str) -> str:
 
 def _sizes(row: Mapping[str, Any]) -> str:
     devices, replicas = row["gpus"], row["replicas"]
-    each = f", {replicas} replicas of {row['tensor_parallel']}" if replicas > 1 else ""
-    return f"{devices} {row['gpu'].upper()}{each}"
+    each = f"{replicas} replicas of " if replicas > 1 else ""
+    return f"{devices} {row['gpu'].upper()} ({each}{row['layout']})"
 
 
 def _tidy(axes: Any, title: str) -> None:
@@ -213,7 +213,7 @@ def _parts(axes: Any, why: Mapping[str, Any]) -> None:
 
 def _load(axes: Any, why: Mapping[str, Any], fronts: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any]) -> None:
     """Latency over limit as the load grows: at most 1 is promised."""
-    _tidy(axes, f"Latency of {chosen['replicas']} x TP{chosen['tensor_parallel']} {chosen['gpu'].upper()} as the load grows")
+    _tidy(axes, f"Latency of {chosen['replicas']} x {chosen['layout']} {chosen['gpu'].upper()} as the load grows")
     closed = bool(why["clients"])
     unit = why["clients"] if closed else why["rate_per_s"]
     room = why["headroom"]["factor"]

@@ -12,7 +12,7 @@ import numpy as np
 
 from llmlab.simulator.model.description import load_model
 from llmlab.simulator.serving.deployment import Deployment, resolve
-from llmlab.simulator.serving.search import Point, Search, Task
+from llmlab.simulator.serving.search import Point, Search, Task, layout
 from llmlab.simulator.serving.simulate import SimulationResult, bound_by, simulate
 from llmlab.simulator.workload.workload import Workload
 
@@ -48,7 +48,7 @@ def explain(chosen: Point | None, points: Sequence[Point], rejected: Sequence[Ma
     """Say what keeps anything cheaper from being enough, from the next smaller option that was simulated."""
     if chosen is None:
         if not points:
-            return "; ".join(dict.fromkeys(f"{row['gpu']} TP{row['tensor_parallel']}: {row['reason']}" for row in rejected))
+            return "; ".join(dict.fromkeys(f"{row['gpu']} {row['layout']}: {row['reason']}" for row in rejected))
         nearest = min(points, key=lambda point: point.ratio)
         return f"nothing within the limit keeps the objective; nearest is {nearest.label}: {_cause(nearest)}"
     said = []
@@ -59,7 +59,7 @@ def explain(chosen: Point | None, points: Sequence[Point], rejected: Sequence[Ma
         said.append(f"the next cheaper option, {below.label} at {below.usd_per_hour:.2f} US$/h, fails: {_cause(below)}")
     lower = [row for row in rejected if row["gpu"] == chosen.group[0] and row["tensor_parallel"] < chosen.group[1]]
     if lower:
-        said.append(f"TP{lower[-1]['tensor_parallel']} of {lower[-1]['gpu']} is ruled out by {lower[-1]['reason']}")
+        said.append(f"{lower[-1]['layout']} of {lower[-1]['gpu']} is ruled out by {lower[-1]['reason']}")
     if not said:
         said.append("no cheaper option is left by the bounds")
     steps = ", ".join(
@@ -160,7 +160,7 @@ def stress(search: Search, chosen: Point | None, points: Sequence[Point]) -> tup
     options = {}
     for point in best.values():
         had = point.deployment.replicas
-        for replicas in range(had, min(search.max_gpus // point.deployment.tensor_parallel, had + max(4, had // 2)) + 1):
+        for replicas in range(had, min(search.max_gpus * had // point.deployment.devices, had + max(4, had // 2)) + 1):
             option = replace(point.deployment, replicas=replicas)
             price = (option.price_usd_per_hour or 0.0) * option.devices
             if chosen.usd_per_hour <= price <= 2.0 * chosen.usd_per_hour and option != chosen.deployment:
@@ -243,7 +243,7 @@ def headroom(
 
 
 def _name(deployment: Deployment) -> str:
-    return f"{deployment.replicas} x TP{deployment.tensor_parallel} {deployment.device}"
+    return f"{deployment.replicas} x {layout(deployment)} {deployment.device}"
 
 
 def _one_more(search: Search, chosen: Point, most: float, level: str) -> dict[str, Any] | None:
@@ -269,7 +269,7 @@ def _one_more(search: Search, chosen: Point, most: float, level: str) -> dict[st
 def _when(search: Search, chosen: Point, what: str, level: str, *, factor: float = 1.0, tighter: float = 1.0) -> dict[str, Any]:
     """Whether the answer holds under a change, and otherwise how many replicas of its kind do."""
     had = chosen.deployment.replicas
-    most = min(search.max_gpus // chosen.deployment.tensor_parallel, 2 * had + 2)
+    most = min(search.max_gpus * had // chosen.deployment.devices, 2 * had + 2)
     replicas, failed, price = had, had - 1, chosen.usd_per_hour / had
     tried: dict[int, bool] = {}
     step = 1
@@ -356,6 +356,19 @@ def fronts(found: Plan) -> list[dict[str, Any]]:
     return drawn
 
 
+def _vllm_layout(deployment: Deployment) -> list[str]:
+    """vLLM multiplies data by tensor parallelism; experts are then dealt to all of a replica's devices."""
+    groups = deployment.attention_data_parallel
+    parts = [f"--tensor-parallel-size {deployment.tensor_parallel // groups}"]
+    if groups > 1:
+        parts.append(f"--data-parallel-size {groups}")
+    if deployment.expert_parallel > 1:
+        parts.append("--enable-expert-parallel")
+    if deployment.pipeline_parallel > 1:
+        parts.append(f"--pipeline-parallel-size {deployment.pipeline_parallel}")
+    return parts
+
+
 def launch_commands(point: Point, workload: Workload) -> dict[str, str]:
     """How one replica is started under each engine: vLLM, SGLang, TensorRT-LLM."""
     deployment = point.deployment
@@ -367,7 +380,7 @@ def launch_commands(point: Point, workload: Workload) -> dict[str, str]:
     small_cache = deployment.kv_dtype == "fp8"
     vllm = [
         f"vllm serve {deployment.model}",
-        f"--tensor-parallel-size {deployment.tensor_parallel}",
+        *_vllm_layout(deployment),
         f"--max-num-seqs {deployment.max_num_seqs}",
         f"--max-num-batched-tokens {deployment.max_num_batched_tokens}",
         f"--max-model-len {length}",
@@ -381,6 +394,13 @@ def launch_commands(point: Point, workload: Workload) -> dict[str, str]:
     sglang = [
         f"python -m sglang.launch_server --model-path {deployment.model}",
         f"--tp {deployment.tensor_parallel}",
+        *([f"--ep {deployment.expert_parallel}"] if deployment.expert_parallel > 1 else []),
+        *(
+            [f"--dp {deployment.attention_data_parallel} --enable-dp-attention"]
+            if deployment.attention_data_parallel > 1
+            else []
+        ),
+        *([f"--pp-size {deployment.pipeline_parallel}"] if deployment.pipeline_parallel > 1 else []),
         f"--max-running-requests {deployment.max_num_seqs}",
         f"--chunked-prefill-size {deployment.max_num_batched_tokens}",
         f"--context-length {length}",
@@ -392,6 +412,8 @@ def launch_commands(point: Point, workload: Workload) -> dict[str, str]:
     trtllm = [
         f"trtllm-serve {deployment.model}",
         f"--tp_size {deployment.tensor_parallel}",
+        *([f"--ep_size {deployment.expert_parallel}"] if deployment.expert_parallel > 1 else []),
+        *([f"--pp_size {deployment.pipeline_parallel}"] if deployment.pipeline_parallel > 1 else []),
         f"--max_batch_size {deployment.max_num_seqs}",
         f"--max_num_tokens {deployment.max_num_batched_tokens}",
         f"--max_seq_len {length}",
@@ -491,7 +513,7 @@ def tables(found: Plan) -> list[tuple[str, list[dict[str, Any]]]]:
     """The tables of a plan: (title, rows)."""
     names = {
         "gpu": "gpu",
-        "tensor_parallel": "TP",
+        "layout": "replica",
         "replicas": "replicas",
         "max_num_seqs": "batch",
         "max_num_batched_tokens": "chunk",

@@ -10,7 +10,9 @@ with any a <= min L(n) / n
 where c is what the decodes attend to and g the least seconds of decode attention per token of it. A request of P prompt and
 N output tokens needs q = P - 1, e = N and c = sum of P + j for j < N in all, however it is scheduled and as often as it is
 preempted: recomputing costs more than the decode it replaces, since g <= a / 2. Every step has one owner, so the work of
-requests that must be done within a stretch of time bounds the replicas from below. Units: seconds and tokens.
+requests that must be done within a stretch of time bounds the replicas from below. With s pipeline stages a step is priced as
+one micro-batch, which holds at least 1 / s of each amount and, since a <= b, takes at least 1 / s of the bound. Units: seconds
+and tokens.
 """
 
 from __future__ import annotations
@@ -153,7 +155,7 @@ def rates(cost: StepCost, max_num_seqs: int, largest: int, context_s: float) -> 
     tokens, linear = _grid(cost, largest)
     least = float((linear / tokens).min())
     t = cost.tables
-    emitted = np.arange(1, max_num_seqs + 1)
+    emitted = np.arange(1, math.ceil(max_num_seqs / t.stages) + 1)
     output = np.array([float(linear_s(t.emitted_s, t.emitted_far_s, t.rows, int(rows))) for rows in emitted])
     own = output + t.host_request_step_s * emitted
     found = []
@@ -161,7 +163,8 @@ def rates(cost: StepCost, max_num_seqs: int, largest: int, context_s: float) -> 
         extra = trade * least
         rest = np.minimum.accumulate((linear - extra * tokens)[::-1])[::-1]  # over all n >= a place of the grid
         place = np.maximum(np.searchsorted(tokens, emitted, side="right") - 1, 0)
-        found.append(Rates(extra, float(((rest[place] + extra * emitted + own) / emitted).min()), min(context_s, extra / 2)))
+        each = float(((rest[place] + extra * emitted + own) / emitted).min())
+        found.append(Rates(extra / t.stages, each / t.stages, min(context_s, extra / 2) / t.stages))
     return found
 
 
@@ -177,9 +180,10 @@ def least_values(site: Site, workload: Workload, slo: Slo, context_s: float, lar
         first_s = np.full(len(workload), step_s)
         each_s = np.full(len(workload), step_s)
     else:
-        first_s = np.maximum(prompts * float((linear / tokens).min()), np.ceil(prompts / largest) * step_s)
-        recomputed = np.interp(prompts + 1, tokens, linear) + output  # one that was preempted emits after its own prompt
-        each_s = np.minimum(np.maximum(step_s, float(linear[0]) + output + context_s * (prompts + 1)), recomputed)
+        first_s = np.maximum(prompts / t.stages * float((linear / tokens).min()), np.ceil(prompts / largest) * step_s)
+        known = (prompts + 1) / t.stages
+        recomputed = np.interp(known, tokens, linear) + output  # one that was preempted emits after its own prompt
+        each_s = np.minimum(np.maximum(step_s, float(linear[0]) + output + context_s * known), recomputed)
         each_s = np.maximum(each_s, step_s)
     first_s = first_s + site.engine.host_request_s
     values = {"ttft": first_s, "e2e": first_s + (outputs - 1) * each_s, "tpot": each_s[outputs > 1], "itl": np.array([step_s])}
@@ -207,7 +211,7 @@ def bounds(site: Site, workload: Workload, slo: Slo, needed: Demand | None = Non
     blocks = -(-(longest - 1) // site.deployment.block_tokens)
     if blocks > site.kv_blocks:
         return Bounds(f"HBM capacity: the longest request needs {blocks} KV blocks, {site.kv_blocks} fit beside the weights")
-    if site.deployment.scheduler not in BOUNDED_SCHEDULERS:
+    if site.deployment.scheduler not in BOUNDED_SCHEDULERS or type(site.cost) is not StepCost:
         return Bounds()
     largest = site.max_num_batched_tokens
     if site.deployment.scheduler != "chunked_prefill":

@@ -182,6 +182,8 @@ def plan(
     kv_dtype: str | Sequence[str] = "bfloat16",
     scheduler: str | Sequence[str] = "chunked_prefill",
     router: str | Sequence[str] = "least_outstanding",
+    layouts: bool = True,
+    pipeline: Sequence[int] = (1,),
     num_seqs: Sequence[int] = NUM_SEQS,
     chunks: Sequence[int] = BATCHED_TOKENS,
     gpu_memory_utilization: float = 0.9,
@@ -200,6 +202,8 @@ def plan(
         max_gpus: largest number of devices of a deployment.
         prices: US dollars per device and hour by name as given in `gpus`; the devices' dated defaults otherwise.
         weight_dtype, kv_dtype, scheduler, router: one name, several separated by commas, or a sequence.
+        layouts: also deal experts to the devices of a replica, and requests where attention is latent.
+        pipeline: numbers of pipeline stages to try.
         num_seqs, chunks: batch sizes and tokens per step to try.
         workers: processes; 1 stays in this one.
         run_on: "local" processes or "ray".
@@ -213,12 +217,13 @@ def plan(
     started = time.perf_counter()
     report = progress or (lambda name, done, total: None)
     known_prices = _prices(gpus, max_gpus, prices or {})
-    for what, numbers in (("max_num_seqs", num_seqs), ("max_num_batched_tokens", chunks)):
+    for what, numbers in (("max_num_seqs", num_seqs), ("max_num_batched_tokens", chunks), ("pipeline", pipeline)):
         if not numbers or min(numbers) < 1:
             raise InputError("plan", what, list(numbers), "must be at least 1")
     if min(num_seqs) > max(chunks):
         raise InputError("plan", "max_num_seqs", min(num_seqs), f"must not pass max_num_batched_tokens={max(chunks)}")
     weights, caches = names_of(weight_dtype, "weight_dtype"), names_of(kv_dtype, "kv_dtype")
+    config = load_model(model).config
     bases = [
         Deployment(
             model,
@@ -232,10 +237,16 @@ def plan(
             weight_dtype=dtype_name(weight),
             kv_dtype=dtype_name(cache),
             engine=engine,
+            expert_parallel=experts,
+            attention_data_parallel=groups,
+            pipeline_parallel=stages,
         )
         for gpu, price in known_prices.items()
+        for stages in sorted(set(pipeline))
         for degree in (2**power for power in range(20))
-        if degree <= min(load_device(gpu).device.devices_per_node, max_gpus)
+        if degree <= load_device(gpu).device.devices_per_node and degree * stages <= max_gpus
+        for experts in sorted({1, degree if layouts and config.is_moe and degree <= config.num_experts else 1})
+        for groups in sorted({1, degree if layouts and config.latent else 1})
         for weight in weights
         for cache in caches
         for policy in names_of(scheduler, "scheduler")

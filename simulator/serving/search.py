@@ -40,7 +40,20 @@ FURTHER = 2.0
 UNCAPPED = ("chunked_prefill", "continuous_batching")
 """Schedulers for which a batch size that is never reached changes nothing."""
 
+DEGREES = ("tensor_parallel", "expert_parallel", "attention_data_parallel", "pipeline_parallel")
+
 Progress = Callable[[str, int, int], None]
+
+
+def layout(deployment: Deployment) -> str:
+    """How a replica shares a model among its devices, as in `TP8 EP8`."""
+    degrees = {
+        "TP": deployment.tensor_parallel,
+        "EP": deployment.expert_parallel,
+        "DP": deployment.attention_data_parallel,
+        "PP": deployment.pipeline_parallel,
+    }
+    return " ".join(f"{name}{degree}" for name, degree in degrees.items() if degree > 1 or name == "TP")
 
 
 @dataclass(frozen=True)
@@ -88,14 +101,14 @@ class Point:
         return str(self.deployment.device), self.deployment.tensor_parallel
 
     @property
-    def kind(self) -> tuple[str, int, int]:
-        """Device, tensor parallelism and replicas: what a runner-up differs in."""
-        return *self.group, self.deployment.replicas
+    def kind(self) -> tuple[str, str, int]:
+        """Device, layout of a replica and replicas: what a runner-up differs in."""
+        return str(self.deployment.device), layout(self.deployment), self.deployment.replicas
 
     @property
     def label(self) -> str:
         """Short name, as in `2 x TP4 h100`."""
-        return f"{self.deployment.replicas} x TP{self.deployment.tensor_parallel} {self.deployment.device}"
+        return f"{self.deployment.replicas} x {layout(self.deployment)} {self.deployment.device}"
 
     @property
     def simulated(self) -> str:
@@ -108,6 +121,10 @@ class Point:
         return {
             "gpu": str(deployment.device),
             "tensor_parallel": deployment.tensor_parallel,
+            "layout": layout(deployment),
+            "expert_parallel": deployment.expert_parallel,
+            "attention_data_parallel": deployment.attention_data_parallel,
+            "pipeline_parallel": deployment.pipeline_parallel,
             "replicas": deployment.replicas,
             "gpus": deployment.devices,
             "max_num_seqs": deployment.max_num_seqs,
@@ -330,7 +347,7 @@ class Search:
         rates: dict[int, float] = {}
         for number, base in enumerate(bases):
             self.report("bounds", number, len(bases))
-            most = self.max_gpus // base.tensor_parallel
+            most = self.max_gpus // base.devices
             reasons: dict[str, int] = {}
             open_tasks = 0
             by_chunk: dict[int, list[tuple[int, int]]] = {}
@@ -339,9 +356,9 @@ class Search:
                 try:
                     site = resolve(replace(base, max_num_seqs=seqs, max_num_batched_tokens=chunk))
                 except InputError as error:
-                    if error.field not in ("memory", "tensor_parallel", "kv_blocks"):
+                    if error.field not in ("memory", "kv_blocks", *DEGREES):
                         raise
-                    reason = error.why if error.field == "tensor_parallel" else f"HBM capacity: {error.why}"
+                    reason = error.why if error.field in DEGREES else f"HBM capacity: {error.why}"
                     self.counts["does not fit"] += most
                     reasons[reason] = reasons.get(reason, 0) + 1
                     continue
@@ -376,11 +393,13 @@ class Search:
     def refuse_if_nothing_fits(self, model: str, gpus: Sequence[str]) -> None:
         """A model that no group can hold is bad input, not an objective out of reach."""
         fitting = [
-            row for row in self.rejected if not any(part in row["reason"] for part in ("HBM", "must divide", "context:"))
+            row
+            for row in self.rejected
+            if not any(part in row["reason"] for part in ("HBM", "must divide", "context:", "has no experts"))
         ]
         if not self.tasks and not fitting and self.rejected:
             last = self.rejected[-1]
-            where = f"{last['tensor_parallel']} x {last['gpu']}"
+            where = f"{last['layout']} {last['gpu']}"
             raise InputError(model, "gpu", ",".join(gpus), f"does not fit anywhere; on {where}: {last['reason']}")
 
     def rounds(self) -> Iterator[tuple[list[float], list[Task]]]:
@@ -423,6 +442,7 @@ def _named(base: Deployment) -> dict[str, Any]:
     return {
         "gpu": str(base.device),
         "tensor_parallel": base.tensor_parallel,
+        "layout": layout(base),
         "weight_dtype": base.weight_dtype,
         "kv_dtype": base.kv_dtype,
     }

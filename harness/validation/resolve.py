@@ -195,7 +195,7 @@ def resolve_weight_dtype(stated: str, model: str) -> str:
     return _dtype_in(model.rpartition("/")[2]) or "bfloat16"
 
 
-def resolve_kv_dtype(stated: str, weight_dtype: str, engine: str) -> str:
+def resolve_kv_dtype(stated: str, weight_dtype: str, engine: str, *, scaled_cache: bool = False) -> str:
     """The dtype of keys and values: as stated; else TensorRT-LLM's FP8 engines keep them in FP8, other engines in 16 bits.
 
     That FP8 tables of TensorRT-LLM 0.9 use an FP8 cache follows from memory alone: Llama-2-7B with 120 requests of 2176
@@ -203,6 +203,8 @@ def resolve_kv_dtype(stated: str, weight_dtype: str, engine: str) -> str:
     """
     if found := _dtype_in(stated):
         return found
+    if scaled_cache and weight_dtype in ("fp8", "fp4"):
+        return "fp8"
     if weight_dtype.startswith("fp") and engine in ("trtllm", "nim-trtllm", "trtllm-v1"):
         return "fp8"
     return weight_dtype if weight_dtype in ("float16", "bfloat16", "float32") else "bfloat16"
@@ -276,5 +278,5 @@ def resolve_engine(engine: str, version: str, date: str = "") -> EngineFacts:
             return EngineFacts("trtllm", chunked=True, max_num_seqs=2048, max_num_batched_tokens=8192, reserves_outputs=True)
         return EngineFacts("trtllm-v1", chunked=True, max_num_seqs=2048, max_num_batched_tokens=8192, reserves_outputs=True)
     if "lmdeploy" in name or "turbomind" in name:
-        return EngineFacts("turbomind", chunked=True, max_num_seqs=256, max_num_batched_tokens=8192)
+        return EngineFacts("turbomind", chunked=True, max_num_seqs=256, max_num_batched_tokens=32768)
     raise Unsimulated(f"nothing is known of engine {engine or '(not stated)'}")

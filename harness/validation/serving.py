@@ -106,7 +106,9 @@ def setup_of(row: MeasuredRow, engines: Mapping[str, EngineModel] | None = None)
         raise Unsimulated("speculative decoding")
     facts = on_device(resolve_engine(row.text("engine"), row.text("engine_version"), row.text("measured_date")), device)
     weight_dtype = resolve_weight_dtype(row.text("weight_dtype"), row.model)
-    kv_dtype = resolve_kv_dtype(row.text("kv_dtype"), weight_dtype, facts.key)
+    kv_dtype = resolve_kv_dtype(
+        row.text("kv_dtype"), weight_dtype, facts.key, scaled_cache="InferenceX" in row.text("len_dist")
+    )
     shared = shared_out(row, moe=model.is_moe, least=_least_devices(model.name, device, weight_dtype))
     engine = (engines or {}).get(facts.key) or load_engine(facts.key)
     batched = row.count("max_num_batched_tokens") or facts.max_num_batched_tokens

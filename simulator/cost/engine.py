@@ -42,7 +42,8 @@ class EngineModel:
         one_shot_rows: steps of at most this many tokens sum over the ranks in one exchange, every rank reading all the others'
             values, fused with the norm that follows; 0 where the curves choose.
         captured_kernel_s: start of each kernel in a captured step, for operators of several kernels (latent attention, experts,
-            products with block scales), whose tables were timed with every kernel launched by itself; 0 where the curves say all.
+            products with block scales), whose tables were timed with every kernel launched by itself; 0 where the curves say
+            all.
         elementwise_share: part of the time of norms, rotations and activations that fusing them into their neighbours leaves.
         scheduling_lag_steps: steps between a request being ready and the step that first computes it (asynchronous scheduling).
         max_num_seqs, max_num_batched_tokens: the engine's own defaults.

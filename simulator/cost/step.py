@@ -156,6 +156,8 @@ class StepCost:
         self.kernels = sum(operator.count for operator in operators) + 2 * model.layers
         collectives = sum(operator.count for operator in operators if isinstance(operator, Collective))
         self._gaps_s = self.kernels * self.engine.kernel_gap_s + collectives * self.engine.collective_gap_s
+        # Engines brought decode kernels of their own to Blackwell; what a Hopper kernel took says nothing of those.
+        self._newer_kernels = profile.device.generation == "blackwell" and not profile.device.fitted
         self._decode_tables: dict[int, list[float]] = {}
         self._kinds: dict[tuple[str, int], Mapping[str, float]] = {}
         self._exact = {rows: self._table(rows) for rows in ("tokens", "emitted")}
@@ -322,7 +324,7 @@ class StepCost:
             for group, heads, _, curve in self._groups:
                 here = np.ceil(batches * group.share)[:, None]
                 columns = {"batch": here, "context_tokens": contexts, **heads}
-                if self.engine.decode_key_core_s and not group.kind:
+                if (self.engine.decode_key_core_s or self._newer_kernels) and not group.kind:
                     total += group.count * self._plain_decode_s(here, contexts, heads)
                 else:
                     total += group.count * np.asarray(curve.seconds(self._attention_limits, columns))

@@ -86,6 +86,11 @@ def test_an_unknown_device_says_so() -> None:
         ("", "Qwen/Qwen3-14B-AWQ", "int4"),
         ("", "meta-llama/Llama-2-7b", "bfloat16"),
         ("nvfp4", "x", "fp4"),
+        ("bf16", "deepseek-ai/DeepSeek-R1-0528", "fp8_block"),
+        ("fp8", "MiniMaxAI/MiniMax-M2.5", "fp8_block"),
+        ("nvfp4", "deepseek-ai/DeepSeek-R1", "fp4"),
+        ("", "nvidia/DeepSeek-R1-NVFP4", "fp4"),
+        ("bf16", "deepseek-ai/DeepSeek-R1-Distill-Llama-8B", "bfloat16"),
     ],
 )
 def test_weight_dtypes(stated: str, model: str, dtype: str) -> None:
@@ -101,6 +106,8 @@ def test_the_cache_follows_the_engine_where_it_is_not_stated() -> None:
     assert resolve_kv_dtype("", "fp8", "trtllm") == "fp8"
     assert resolve_kv_dtype("auto", "fp8", "vllm-v1") == "bfloat16"
     assert resolve_kv_dtype("bf16", "fp8", "trtllm") == "bfloat16"
+    assert resolve_kv_dtype("", "fp8", "vllm-v1", scaled_cache=True) == "fp8"
+    assert resolve_kv_dtype("", "fp8_block", "vllm-v1", scaled_cache=True) == "bfloat16"
     assert resolve_kv_dtype("", "float16", "trtllm") == "float16"
 
 

@@ -24,6 +24,8 @@ from llmlab.simulator.serving.compiled.records import (
     DECODING,
     FAR,
     FRESH,
+    GUARANTEED_NO_EVICT,
+    GUARANTEED_PREFILL_FIRST,
     IDLE,
     KV_AWARE,
     LEAST_OUTSTANDING,
@@ -87,6 +89,7 @@ def allocate(w: Any, replica: Any, count: Any) -> None:
         memory.remove(w.cache, replica, slot)
         r.free += 1
     r.free -= count
+    r.promised -= count
 
 
 @_function
@@ -402,8 +405,13 @@ def admit_waiting(w: Any, replica: Any, budget: Any, whole: Any) -> None:
         if whole and tokens < missing:
             return
         blocks = -(-(start + tokens) // r.block_tokens) - cached
-        if blocks + unused + r.watermark_blocks > free_blocks(w, replica):
+        final = -(-(q.prompt_tokens + q.output_tokens - 1) // r.block_tokens) - cached
+        wanted = blocks
+        if r.policy == GUARANTEED_NO_EVICT or r.policy == GUARANTEED_PREFILL_FIRST:
+            wanted = final + r.promised
+        if wanted + unused + r.watermark_blocks > free_blocks(w, replica):
             return
+        r.promised += final
         if cached:
             take_cached(w, replica, q, cached)
         allocate(w, replica, blocks)
@@ -433,7 +441,7 @@ def choose_step(w: Any, replica: Any) -> None:
     r = w.replicas[replica]
     r.slices = r.decodes = r.decode_requests = r.context_tokens = r.emitted = 0
     r.prompts = r.prompt_tokens = r.pairs_twice = r.preempted = 0
-    if r.policy == CHUNKED_PREFILL:
+    if r.policy == CHUNKED_PREFILL or r.policy == GUARANTEED_NO_EVICT:
         if r.decoding:
             decode_all(w, replica)
         if r.begun:

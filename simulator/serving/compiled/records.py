@@ -12,7 +12,7 @@ import numpy as np
 NEVER = -1
 FAR = 1 << 62
 
-CHUNKED_PREFILL, CONTINUOUS_BATCHING = 0, 1
+CHUNKED_PREFILL, CONTINUOUS_BATCHING, GUARANTEED_NO_EVICT, GUARANTEED_PREFILL_FIRST = range(4)
 ROUND_ROBIN, LEAST_OUTSTANDING, RANDOM, POWER_OF_TWO, PREFIX_AFFINITY, KV_AWARE = range(6)
 
 IDLE, WAITING, BEGUN, FRESH, DECODING = range(5)
@@ -45,14 +45,15 @@ REPLICA = _record(
     event step end_ns duration_ns settled_ns idle woken
     waiting_first waiting_last waiting incoming_first incoming_last incoming running_first running_last running admitted
     clock decoding offsets fresh begun heap last_token_ns
-    free least_free most_running busy_ns
+    free promised least_free most_running busy_ns
     slices decodes decode_requests context_tokens emitted prompts prompt_tokens pairs_twice preempted
     outstanding seen up"""
 )
 """A replica. event: twice the instant of its next event, plus one for the start of a step; `FAR` while it sleeps.
 
 clock: decode steps so far. decoding: requests that decode, `offsets` the sum of their `computed`. fresh, begun, heap,
-slices: lengths of its rows in `World`. free: blocks nobody holds and no prefix cache keeps.
+slices: lengths of its rows in `World`. free: blocks nobody holds and no prefix cache keeps. promised: blocks that running
+requests may still ask for, kept right where a policy admits by it (and so preempts nobody).
 decodes: decoding requests that the running step computes; the slices of all others stand in `World.slices`."""
 
 RUN = _record(

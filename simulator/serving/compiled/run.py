@@ -18,6 +18,7 @@ from llmlab.reference.serving._queue import Queue
 from llmlab.reference.serving._request import Request, Scheduler
 from llmlab.reference.serving.chunked_prefill import ChunkedPrefill
 from llmlab.reference.serving.continuous_batching import ContinuousBatching
+from llmlab.reference.serving.inflight_batching import GuaranteedNoEvict, GuaranteedPrefillFirst
 from llmlab.reference.serving.kv_blocks import KVBlocks
 from llmlab.reference.serving.prefix_cache import PrefixCache
 from llmlab.simulator.cost import assemble, compiled
@@ -33,6 +34,8 @@ from llmlab.simulator.workload.workload import LABELS, Workload
 SCHEDULERS: dict[type, int] = {
     ChunkedPrefill: records.CHUNKED_PREFILL,
     ContinuousBatching: records.CONTINUOUS_BATCHING,
+    GuaranteedNoEvict: records.GUARANTEED_NO_EVICT,
+    GuaranteedPrefillFirst: records.GUARANTEED_PREFILL_FIRST,
 }
 ROUTERS: dict[type, int] = {
     routers.RoundRobin: records.ROUND_ROBIN,

@@ -7,6 +7,7 @@ import pytest
 
 from llmlab.reference.serving.chunked_prefill import ChunkedPrefill
 from llmlab.reference.serving.continuous_batching import ContinuousBatching
+from llmlab.reference.serving.inflight_batching import GuaranteedNoEvict, GuaranteedPrefillFirst
 from llmlab.reference.serving.kv_blocks import KVBlocks
 from llmlab.reference.serving.prefix_cache import PrefixCache
 from llmlab.reference.serving.router import make_router
@@ -58,10 +59,12 @@ def draw_options(rng, workload):
     seqs = int(rng.choice([1, 3, 8, 64]))
     batched = seqs + int(rng.choice([0, 5, 64, 512]))
     kind = ChunkedPrefill if rng.random() < 0.6 else ContinuousBatching
-    if kind is ContinuousBatching and rng.random() < 0.8:
+    if rng.random() < 0.3:
+        kind = GuaranteedNoEvict if kind is ChunkedPrefill else GuaranteedPrefillFirst
+    if issubclass(kind, ContinuousBatching) and rng.random() < 0.8:
         batched = max(batched, most)
     limits = {"max_num_seqs": seqs, "max_num_batched_tokens": batched}
-    if kind is ChunkedPrefill and rng.random() < 0.3:
+    if issubclass(kind, ChunkedPrefill) and rng.random() < 0.3:
         limits["max_chunk_tokens"] = int(rng.integers(1, 40))
     blocks = -(-most // block) + 1 + int(rng.choice([-2, 0, 3, 20, 1000]))
     blocks = max(2, blocks)

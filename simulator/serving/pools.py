@@ -15,6 +15,12 @@ from llmlab.simulator.serving.network import Transfer
 
 ROLES = ("both", "prefill", "decode")
 
+PADDED = ("static_batching", "dynamic_batching")
+"""Schedulers of padded batches: they cannot go on with a request that was begun elsewhere."""
+
+BOOKKEEPING = ("virtual_token_counter",)
+"""Schedulers that count what they serve from a request's arrival on: they cannot adopt one that comes with its cache."""
+
 
 @dataclass(frozen=True)
 class Scaling:
@@ -88,6 +94,9 @@ class Pool:
     def __post_init__(self) -> None:
         if self.role not in ROLES:
             raise InputError("pool", "role", self.role, f"is none of {', '.join(ROLES)}")
+        scheduler = self.deployment.scheduler
+        if self.role != "both" and scheduler in PADDED + BOOKKEEPING:
+            raise InputError("pool", "scheduler", scheduler, f"cannot share a request with another worker (role {self.role})")
         if self.scaling is not None and self.scaling.least + self.scaling.warm > self.deployment.replicas:
             why = f"least {self.scaling.least} and warm {self.scaling.warm} together need more"
             raise InputError("pool", "replicas", self.deployment.replicas, why)
@@ -150,6 +159,10 @@ class Fleet:
             raise InputError("fleet", "role", sorted(roles), "must be both everywhere, or prefill and decode")
         if self.router is not None and self.router not in ROUTERS:
             raise InputError("fleet", "router", self.router, f"is none of {', '.join(ROUTERS)}")
+        for pool in self.pools:
+            if self.failures is not None and pool.deployment.scheduler in PADDED:
+                why = "cannot go on with a request that another replica began, so not with failures"
+                raise InputError("fleet", "scheduler", pool.deployment.scheduler, why)
         if not 0 <= self.staleness_s < float("inf"):
             raise InputError("fleet", "staleness_s", self.staleness_s, "must not be negative")
         first = self.pools[0].deployment

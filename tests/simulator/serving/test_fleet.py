@@ -8,13 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmlab.reference.errors import InputError
+from llmlab.simulator.cost.extras import Features
 from llmlab.simulator.serving import simulate_fleet as module
 from llmlab.simulator.serving.cluster import NEVER
 from llmlab.simulator.serving.deployment import Deployment
 from llmlab.simulator.serving.failures import Failures, Fault, Outage, Retries
 from llmlab.simulator.serving.fleet import STORE, FleetCluster
 from llmlab.simulator.serving.network import Network, Transfer
-from llmlab.simulator.serving.pools import Fleet, Pool, PrefixPool, Scaling, disaggregate
+from llmlab.simulator.serving.pools import BOOKKEEPING, PADDED, Fleet, Pool, PrefixPool, Scaling, disaggregate
+from llmlab.simulator.serving.schedulers import SCHEDULERS
 from llmlab.simulator.serving.simulate import simulate
 from llmlab.simulator.serving.simulate_fleet import simulate_fleet
 from llmlab.simulator.workload import synthetic
@@ -205,6 +207,31 @@ def test_nothing_is_lost_or_counted_twice(data, seed, load):
     assert again.log == result.log
     assert again.fleet_log == result.fleet_log
     assert again.metrics() == result.metrics()
+
+
+SHARING = [name for name in SCHEDULERS if name not in PADDED + BOOKKEEPING]
+NEEDED = {
+    "swapping": Features(swap_bytes=1e9),
+    "multi_lora": Features(max_loras=2),
+    "speculative": Features(drafter="ngram", num_drafts=3),
+}
+
+
+@pytest.mark.parametrize("scheduler", SHARING)
+def test_every_scheduler_shares_its_requests_with_other_workers(played, scheduler):
+    """Disaggregated, failing, short of blocks: with each scheduler the laws hold."""
+    engine = replace(
+        EIGHT_B,
+        scheduler=scheduler,
+        features=NEEDED.get(scheduler, Features()),
+        kv_blocks=300,
+        max_num_batched_tokens=4096,
+    )
+    fleet = replace(disaggregate(engine, 2, 2), failures=Failures(gpu=Fault(1.0, 0.2), horizon_s=60), retries=Retries(50, 0.01))
+    result, cluster = played(fleet, random_workload(1), record="steps")
+    assert_conserved(result, cluster)
+    assert result.metrics()["finished"] == 50
+    assert result.metrics()["outages"] > 0
 
 
 def test_the_law_of_conservation_notices_a_lost_block(played):
@@ -465,6 +492,8 @@ def test_energy_lies_between_idle_and_the_power_limit():
         (lambda: Fleet((Pool(EIGHT_B),), router="psychic"), "router='psychic'"),
         (lambda: Fleet((Pool(EIGHT_B),), staleness_s=-1), "staleness_s=-1"),
         (lambda: Pool(EIGHT_B, "cook"), "role='cook'"),
+        (lambda: Pool(replace(EIGHT_B, scheduler="static_batching"), "decode"), "scheduler='static_batching'"),
+        (lambda: Fleet((Pool(replace(EIGHT_B, scheduler="static_batching")),), failures=Failures()), "not with failures"),
         (lambda: Pool(EIGHT_B, scaling=Scaling(least=2)), "together need more"),
         (lambda: Scaling("clairvoyant"), "policy='clairvoyant'"),
         (lambda: Scaling(alpha=2), "alpha=2"),

@@ -134,7 +134,7 @@ def setup_of(row: MeasuredRow, engines: Mapping[str, EngineModel] | None = None)
         expert_parallel=shared.whole.experts,
         attention_data_parallel=shared.whole.requests,
         replicas=shared.whole.replicas,
-        scheduler="chunked_prefill" if chunked else "continuous_batching",
+        scheduler=_scheduler(chunked, facts.reserves_outputs and not load.whole_batch),
         max_num_seqs=min(seqs, batched),
         max_num_batched_tokens=batched,
         block_tokens=block_tokens,
@@ -150,6 +150,13 @@ def setup_of(row: MeasuredRow, engines: Mapping[str, EngineModel] | None = None)
     return Setup(row, facts, deployment, load, shared)
 
 
+def _scheduler(chunked: bool, reserves_outputs: bool) -> str:
+    """The reference's name for how the engine schedules."""
+    if reserves_outputs:
+        return "guaranteed_no_evict" if chunked else "guaranteed_prefill_first"
+    return "chunked_prefill" if chunked else "continuous_batching"
+
+
 def _least_devices(model: str, device: Device, weight_dtype: str) -> int:
     """The power of two of devices over which the weights leave something free."""
     held = load_model(model).weight_bytes(1, weight_dtype) / (0.85 * device.hbm_bytes)
@@ -157,20 +164,13 @@ def _least_devices(model: str, device: Device, weight_dtype: str) -> int:
 
 
 def _site(setup: Setup) -> Site:
-    """Size the deployment; an engine that reserves whole outputs runs no more requests than fit to their ends."""
+    """Size the deployment."""
     try:
-        site = resolve(setup.deployment)
+        return resolve(setup.deployment)
     except InputError as error:
         if error.field == "memory":
             raise Unsimulated("does not fit: " + error.why.removeprefix("does not fit: ")) from None
         raise Unsimulated(str(error)) from None
-    if setup.facts.reserves_outputs and not setup.load.whole_batch:
-        lengths = setup.load.workload.prompt_tokens + setup.load.workload.output_tokens
-        fit = int(site.kv_blocks // math.ceil(float(lengths.mean()) / setup.deployment.block_tokens))
-        if fit < 1:
-            raise Unsimulated("does not fit: one request's keys and values exceed the memory left")
-        site = replace(site, max_num_seqs=min(site.max_num_seqs, fit))
-    return site
 
 
 def _statistics(name: str, values: np.ndarray) -> dict[str, float]:

@@ -456,16 +456,60 @@ def _llmservingsim_attention(path: Path) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
+# --- InferSim: microseconds, one file of H20 and H800 -------------------------------------------------------------------
+
+
+def _infersim(path: Path) -> pd.DataFrame:
+    """Matrix products (8-bit blocks, for their utilization is of the 8-bit peak) and attention, named by their files."""
+    t = _read(path, ("file", "latency_us", "m", "n", "k", "batch_size", "kv_len", "seq_len"))
+    kind, phase, gpu, name = (t.file.str.split("/").str[i].fillna("") for i in range(4))
+    parts = []
+    for device in ("h20", "h800"):
+        rows = t[(kind == "gemm") & (phase == device) & t.latency_us.notna()]
+        shape = {"m": rows.m, "n": rows.n, "k": rows.k, "seconds": rows.latency_us * 1e-6}
+        parts.append(tidy({"kind": "gemm", "dtype": "fp8_block", **shape, "source": device}))
+        for step in ("prefill", "decode"):
+            rows = t[(kind == "mha") & (phase == step) & (gpu == device) & t.latency_us.notna()]
+            if rows.empty:
+                continue
+            heads, kv_heads, width = (
+                name[rows.index].str.removesuffix(".csv").str.split("-").str[i].astype(float) for i in range(3)
+            )
+            decode = step == "decode"
+            parts.append(
+                tidy(
+                    {
+                        "kind": f"attention_{step}",
+                        "dtype": "bfloat16",
+                        "kv_dtype": rows.kv_dtype.map(dtype_name) if decode else "bfloat16",
+                        "batch": rows.batch_size if decode else 1.0,
+                        "new_tokens": 1.0 if decode else rows.seq_len,
+                        "context_tokens": rows.kv_len if decode else 0.0,
+                        "heads": heads,
+                        "kv_heads": kv_heads,
+                        "head_width": width,
+                        "window": 0.0,
+                        "seconds": rows.latency_us * 1e-6,
+                        "source": device,
+                    }
+                )
+            )
+    return pd.concat(parts, ignore_index=True)
+
+
 _DEVICES = {
     "a100_sxm": r"^a100_sxm_.*_perf|^mlp_a100_|^attention_a100_|^net_a100_dgx_all_reduce|^net_a100_dgx_send_recv",
     "h100_sxm": r"^h100_sxm_.*_perf|^h100_gemm_blis|^h100_mha_|^mlp_h100_|^net_h100_dgx_all_reduce|^net_h100_dgx_send_recv",
     "h200_sxm": r"^h200_sxm_.*_perf",
     "rtx_4090": r"^llmservingsim_profile_(dense|attention|per_sequence)\.",
     "rtx_pro_6000": r"^llmservingsim_profile_(dense|attention|per_sequence)\.",
+    "a30": r"^fork_(mlp|attention)_a30_",
+    "h20_sxm": r"^infersim_",
+    "h800_sxm": r"^infersim_",
 }
-"""Which files describe which shipped profile."""
+"""Which files describe which shipped profile; of the last three none is shipped, they check what others predict."""
 
-_GPU_COLUMN = {"rtx_4090": "RTX4090", "rtx_pro_6000": "RTXPRO6000"}
+_GPU_COLUMN = {"rtx_4090": "RTX4090", "rtx_pro_6000": "RTXPRO6000", "h20_sxm": "h20", "h800_sxm": "h800"}
 
 _READERS: tuple[tuple[str, Callable[[Path], pd.DataFrame]], ...] = (
     (r"_gemm_perf\.csv", _aiconfigurator_gemm),
@@ -477,6 +521,7 @@ _READERS: tuple[tuple[str, Callable[[Path], pd.DataFrame]], ...] = (
     (r"^(fork_)?mlp_", _vidur_layers),
     (r"^(fork_)?attention_|^fork_attention_", _vidur_attention),
     (r"^net_.*(all_reduce|send_recv)\.csv", _vidur_network),
+    (r"^infersim_", _infersim),
     (r"^h100_gemm_blis", _blis_gemm),
     (r"^h100_mha_", _blis_attention),
     (r"^llmservingsim_profile_(dense|per_sequence)", _llmservingsim_dense),

@@ -21,7 +21,29 @@ from llmlab.simulator.hardware.device import FOLDER, Device, load_device_sheet, 
 PROFILES = FOLDER / "profiles"
 
 PRIOR_WIDENING = 2.0
-"""Residuals of curves fitted on another device are stretched by this factor."""
+"""Residuals of a borrowed curve of a kind nobody could compare are stretched by this factor."""
+
+
+def kind_of(form_name: str) -> str:
+    """Kind of operator a formula prices.
+
+    >>> kind_of("gemm_tiles"), kind_of("attention_decode_waves"), kind_of("all_reduce_custom")
+    ('gemm', 'attention_decode', 'collective')
+    """
+    for kind in ("gemm", "attention_prefill", "attention_decode", "moe", "memory", "host"):
+        if form_name.startswith(kind):
+            return kind
+    return "collective"
+
+
+@cache
+def transfers() -> Mapping[tuple[str, str], Mapping[str, float]]:
+    """(relation, kind) -> quantiles of measured / predicted under another device's curves, from `transfer.yaml`."""
+    import yaml
+
+    path = FOLDER / "transfer.yaml"
+    records = yaml.safe_load(path.read_text()) if path.is_file() else []
+    return {(record["relation"], record["kind"]): record for record in records}
 
 
 @dataclass(frozen=True)
@@ -29,7 +51,9 @@ class DeviceProfile:
     """A device and its curves, keyed `kind.dtype` ("gemm.bfloat16"), `kind.dtype.kv_dtype`, `memory.operator` or `kind`.
 
     Attributes:
-        widening: how far residual quantiles are stretched away from 1 (above 1 where the curves were fitted elsewhere).
+        relation: where the curves were fitted elsewhere, whether on a device of the "same generation" or "another generation":
+            residual quantiles are then those measured between devices so related.
+        widening: how far residual quantiles are stretched away from 1 where no such measurement is known.
         notes: what a reader of a prediction should be told.
     """
 
@@ -37,6 +61,7 @@ class DeviceProfile:
     curves: Mapping[str, Curve]
     provenance: Mapping[str, Any] = field(default_factory=dict)
     widening: float = 1.0
+    relation: str = ""
     notes: tuple[str, ...] = ()
 
     def curve(self, kind: str, *variants: str) -> Curve:
@@ -81,8 +106,13 @@ class DeviceProfile:
         return Limits.of(self.device, dtype, kv_dtype)
 
     def quantile(self, curve: Curve, which: str) -> float:
-        """Measured / predicted at this residual quantile, stretched by `widening`."""
+        """Measured / predicted at this residual quantile: the curve's own, or that of curves borrowed from so far."""
         ratio = float(curve.residuals[which])
+        if self.relation and (measured := transfers().get((self.relation, kind_of(curve.form)))):
+            # between the quantiles that were kept the logarithm of the ratio is taken as normal
+            outermost = min(ratio, measured["low"]) if float(which) < 0.5 else max(ratio, measured["high"])
+            part = {0.05: 1.0, 0.25: 0.41, 0.5: 0.0, 0.75: 0.41, 0.95: 1.0}.get(round(float(which), 2), 1.0)
+            return max(0.05, float(outermost**part))
         return max(0.05, 1.0 + (ratio - 1.0) * self.widening)
 
     def to_json(self) -> dict[str, Any]:
@@ -162,5 +192,6 @@ def load_device(name_or_path: str | Path) -> DeviceProfile:
     fitted = _shipped(sheet.profile)
     if sheet.fitted:
         return replace(fitted, device=sheet)
-    note = f"{sheet.name}: curves are those of {fitted.device.name}, intervals widened {PRIOR_WIDENING:g} times"
-    return replace(fitted, device=sheet, widening=PRIOR_WIDENING, notes=(note,))
+    relation = "same generation" if fitted.device.generation == sheet.generation else "another generation"
+    note = f"{sheet.name}: curves are those of {fitted.device.name} ({relation}), intervals those of such predictions"
+    return replace(fitted, device=sheet, widening=PRIOR_WIDENING, relation=relation, notes=(note,))

@@ -27,8 +27,10 @@ Rows = Literal["tokens", "emitted"]
 Part = Literal["attention", "mlp", "experts", "router", "head"]
 """Which matrices: a quantized model leaves some of them wide."""
 
-LINEAR_SCAN_PASSES = 8.0
-"""Times the chunked scan of linear attention moves its queries, keys, values and outputs (its kernels are separate)."""
+LINEAR_SCAN_PASSES = 14.0
+LINEAR_STATE_PASSES = 2.8
+"""Times the chunked scan of linear attention moves its queries, keys, values and outputs (five kernels), and its update the
+float32 state. From published timings of both on an H20 (InferSim), which reach about as many of that memory's passes."""
 
 ALL_TO_ALL_RANKS = 8
 """Up to so many devices of expert parallelism gather all tokens and scatter the sums; more exchange what each expert needs."""
@@ -276,7 +278,7 @@ class ModelDescription:
                 Moved("linear_scan", LINEAR_SCAN_PASSES * (2 * keys + 2 * values), linear, itemsize=activation, share=share),
                 Moved("linear_norm", 3.0 * values, linear, itemsize=activation, share=share),
                 # The state is read and written once per request; requests that emit are all but those amid a prompt.
-                Moved("linear_state", 2.0 * g.state_elements / tp, linear, "emitted", 4.0, share),
+                Moved("linear_state", LINEAR_STATE_PASSES * g.state_elements / tp, linear, "emitted", 4.0, share),
             ]
         return found
 

@@ -52,6 +52,8 @@ FEWEST_FOR_TAILS = 100
 MOST_HIDDEN_REUSE = 0.05
 """Part of requests that may have found their prompt in a cache without the file's saying so."""
 
+LARGEST = 1e9
+"""No length, time or latency in a run is larger."""
 CURVE_POINTS = 41
 MOST_PAIRS = 150
 
@@ -227,16 +229,16 @@ def _column(path: Path, rows: Sequence[tuple[int, Mapping[str, str]]], column: s
             values[place] = value = float(row[column])
         except ValueError:
             raise InputError(path, column, row[column], f"is not a number (line {line})") from None
-        if not least <= value < math.inf:
-            raise InputError(path, column, row[column], f"must be finite and at least {least:g} (line {line})")
+        if not least <= value <= LARGEST:
+            raise InputError(path, column, row[column], f"must be between {least:g} and {LARGEST:g} (line {line})")
     return values
 
 
 def _run(path: Path, source: str, name: str, rows: list[tuple[int, dict[str, str]]]) -> Run:
     first = rows[0][1]
-    arrival = _column(path, rows, "arrival_s", 0.0) if first.get("arrival_s") else None
+    arrival = _column(path, rows, "arrival_s", 0.0) if any(row.get("arrival_s") for _, row in rows) else None
     ttft = _column(path, rows, "ttft_ms", 0.0)
-    e2e = _column(path, rows, "e2e_ms", 0.0) if first.get("e2e_ms") else ttft + _column(path, rows, "decode_ms", 0.0)
+    e2e = _column(path, rows, "e2e_ms", 0.0) if "e2e_ms" in first else ttft + _column(path, rows, "decode_ms", 0.0)
     order = np.argsort(arrival, kind="stable") if arrival is not None else np.arange(len(rows))
     tokens = {}
     for column in ("prompt_tokens", "output_tokens"):

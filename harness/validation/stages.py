@@ -30,6 +30,8 @@ OVERLOADED = 0.1
 WARMUP_SUBSETS = ("blis-first300",)
 OUT_OF_TIME_MS = 10_000.0
 """A mean TTFT above this at a constant rate is a queue that grows until the run ends; its value says how long the run was."""
+LARGEST = 1e12
+"""Above it a number is a mistake."""
 _METRICS = {
     "ttft_mean": "ttft_mean_ms",
     "ttft_median": "ttft_p50_ms",
@@ -54,9 +56,18 @@ _CONSTANT = re.compile(r"constant|burstiness (?:50|100)", re.IGNORECASE)
 
 def _number(path: Path, line: int, column: str, cell: str) -> float:
     try:
-        return float(cell)
+        value = float(cell)
     except ValueError:
         raise InputError(path, column, cell, f"is not a number (line {line})") from None
+    if not 0 <= value <= LARGEST:
+        raise InputError(path, column, cell, f"must be finite and not negative (line {line})")
+    return value
+
+
+def _positive(path: Path, line: int, column: str, cell: str) -> float:
+    if (value := _number(path, line, column, cell)) <= 0:
+        raise InputError(path, column, cell, f"must be positive (line {line})")
+    return value
 
 
 def read_stages(path: str | Path) -> list[MeasuredRow]:
@@ -86,10 +97,7 @@ def read_stages(path: str | Path) -> list[MeasuredRow]:
         first.setdefault(key, (number, row))
         column = _METRICS.get(row["metric"], "")
         if column and row["value"]:
-            value = _number(path, number, "value", row["value"])
-            if not 0 <= value < float("inf"):
-                raise InputError(path, "value", row["value"], f"must be finite and not negative (line {number})")
-            measured.setdefault(key, {})[column] = value
+            measured.setdefault(key, {})[column] = _number(path, number, "value", row["value"])
     if not first:
         raise InputError(path, "", path.name, "has a header and no rows")
     source = re.sub(r"\.csv(\.gz)?$", "", path.name)
@@ -105,6 +113,14 @@ def read_stages(path: str | Path) -> list[MeasuredRow]:
             counted.add(same)
         rows.append(replace(stage, unread={"stage": reason}) if reason else stage)
     return rows
+
+
+def _count(cell: str) -> float:
+    """A count, or 0 where the cell holds none."""
+    try:
+        return float(cell)
+    except ValueError:
+        return 0.0
 
 
 def _has_stages(first: Mapping[tuple[str, str, str], object], key: tuple[str, str, str]) -> bool:
@@ -124,8 +140,8 @@ def left_out(cells: Mapping[str, str], measured: Mapping[str, float], *, staged:
         return "a sweep of loads in one run: compared per request"
     if "trace" in cells.get("arrival", "") or "per-request file" in cells.get("arrival", ""):
         return "arrivals are in a per-request file"
-    failed, sent = cells.get("n_failed", ""), cells.get("n_requests", "")
-    if "OVERLOAD" in cells.get("note", "") or (failed and sent and float(failed) > OVERLOADED * float(sent)):
+    failed, sent = _count(cells.get("n_failed", "")), _count(cells.get("n_requests", ""))
+    if "OVERLOAD" in cells.get("note", "") or failed > OVERLOADED * sent > 0:
         return "overload: more than a tenth of the requests failed"
     if measured.get("ttft_mean_ms", 0.0) > OUT_OF_TIME_MS:
         return "overload: the queue grows until the run ends"
@@ -160,24 +176,27 @@ def _stage(
         if not cell or cell == "default":
             continue
         try:
-            stated[column] = float(cell)
+            value = float(cell)
         except ValueError:
             unread[theirs] = cell
+            continue
+        if not 0 <= value <= LARGEST or value != int(value):
+            raise InputError(path, theirs, cell, f"must be a whole number, 0 or more (line {line})")
+        stated[column] = value
     prompt = cells.get("prompt_len_mean") or ""
     shared, question = cells.get("shared_prefix_len") or "0", cells.get("question_len") or ""
+    prefix_tokens = _number(path, line, "shared_prefix_len", shared)
     if question:
-        stated["isl"] = _number(path, line, "question_len", question) + _number(path, line, "shared_prefix_len", shared)
+        stated["isl"] = _positive(path, line, "question_len", question) + prefix_tokens
     if prompt:  # as the server's tokenizer counted, where that is known
-        stated["isl"] = _number(path, line, "prompt_len_mean", prompt)
+        stated["isl"] = _positive(path, line, "prompt_len_mean", prompt)
     output = cells.get("output_len_cfg") or cells.get("output_len_mean") or ""
     if output:
-        stated["osl"] = _number(path, line, "output_len_cfg", output)
-    rate = cells.get("rate_rps", "")
-    if rate and ";" not in rate:
-        stated["request_rate_rps"] = _number(path, line, "rate_rps", rate)
-    duration = cells.get("duration_s", "")
-    if duration and ";" not in duration:
-        stated["duration_s"] = _number(path, line, "duration_s", duration)
+        stated["osl"] = _positive(path, line, "output_len_cfg", output)
+    for column, theirs in (("request_rate_rps", "rate_rps"), ("duration_s", "duration_s")):
+        cell = cells.get(theirs, "")
+        if cell and ";" not in cell:
+            stated[column] = _positive(path, line, theirs, cell)
     replicas = cells.get("replicas", "")
     constant = bool(_CONSTANT.search(cells.get("arrival", "")))
     cycled = bool(cells.get("n_prefix_groups"))
@@ -187,7 +206,7 @@ def _stage(
         "engine_version": cells.get("engine_version", ""),
         "weight_dtype": "bf16" if "bf16" in cells.get("precision", "").lower() else cells.get("precision", ""),
         "dataset": "inference-perf shared_prefix" if cycled else "",
-        "prefix_sharing": f"{cells['n_prefix_groups'].split('.')[0]} system prompts, system prompt {round(float(shared))} tok"
+        "prefix_sharing": f"{cells['n_prefix_groups'].split('.')[0]} system prompts, system prompt {round(prefix_tokens)} tok"
         if cycled
         else "",
         "n_instances": re.sub(r"^(\d+) prefill \+ (\d+) decode$", r"\1P\2D", replicas) if replicas not in ("", "1") else "",

@@ -3,10 +3,16 @@
 import json
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from llmlab import cli
 from llmlab.harness.validation.engine_steps import bins, read_steps, step_rows
 from llmlab.harness.validation.measured_files import kind_of, validate_files
+from llmlab.harness.validation.perrequest import read_runs, replays
+from llmlab.harness.validation.rows import read_rows
+from llmlab.harness.validation.serving import weight_of
+from llmlab.harness.validation.stages import read_stages
 from llmlab.reference.errors import InputError
 
 ROW = "row_id,model,gpu,n_gpus,tp,engine,engine_version,load_mode,batch_size,isl,osl,tpot_mean_ms\n"
@@ -97,3 +103,36 @@ def test_a_picture_needs_runs_of_single_requests(files, tmp_path, capsys):
     assert cli.main([*command, str(files["steps"])]) == 2
     assert "no run of single requests" in capsys.readouterr().err
     assert not picture.exists()
+
+
+STAGE = (
+    "experiment,stage,metric,value,model,gpu,tp,n_gpu_per_replica,engine,engine_version,arrival,rate_rps,prompt_len_mean,"
+    "output_len_cfg,n_requests,n_failed,n_prefix_groups,shared_prefix_len\n"
+    "e,1,ttft_mean,25,meta-llama/Llama-3.1-8B,H100-SXM-80GB,1,1,vllm,0.15.1,constant,8,100,10,40,0,10,16\n"
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_damaged_file_is_read_or_refused_in_one_line(tmp_path, data):
+    text = data.draw(st.sampled_from([ROW, REQUEST, STEPS, STAGE]))
+    lines = [line.split(",") for line in text.strip().split("\n")]
+    for _ in range(data.draw(st.integers(1, 3))):
+        line = data.draw(st.integers(0, len(lines) - 1))
+        place = data.draw(st.integers(0, len(lines[line]) - 1))
+        odd = st.sampled_from(["", "nan", "-1", "0", "1e300", "inf", "x", '"', "1;2", "0.5", "3.0", "99999999999999999999"])
+        lines[line][place] = data.draw(odd)
+    path = tmp_path / "damaged.csv"
+    path.write_text("\n".join(",".join(line) for line in lines) + "\n")
+    message = ""
+    try:
+        kind = kind_of(path)
+        if kind == "requests":
+            assert all(replay.reason or replay.figures for run in read_runs(path) for replay in replays(run))
+        elif kind == "steps":
+            assert all(reason or figures for _, figures, reason in step_rows(path))
+        else:
+            assert all(weight_of(row) >= 0 for row in (read_stages if kind == "stages" else read_rows)(path))
+    except InputError as error:
+        message = str(error)
+    assert "\n" not in message

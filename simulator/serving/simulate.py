@@ -29,6 +29,9 @@ from llmlab.simulator.serving.slo import Slo, Watch
 from llmlab.simulator.workload.workload import Workload
 
 Loop = Literal["auto", "simpy", "compiled"]
+EXACT_REQUESTS = 200_000
+"""Up to so many requests every latency is kept and sorted."""
+
 QUICK_TOKENS = 20_000
 """Below so many tokens to emit the readable loop is done before the compiled one is loaded."""
 
@@ -64,6 +67,7 @@ class SimulationResult:
         wall_s: seconds this computer needed; the only field that differs between equal runs.
         path: "simpy" or "compiled", the loop that ran; the log is the same.
         path_reason: why it was not the compiled one.
+        stream: quantiles come from sketches, no table of all requests is kept.
     """
 
     site: Site
@@ -72,6 +76,7 @@ class SimulationResult:
     wall_s: float
     path: str = "simpy"
     path_reason: str = ""
+    stream: bool = False
 
     @property
     def deployment(self) -> Deployment:
@@ -95,7 +100,7 @@ class SimulationResult:
         return metrics.summarize(
             self.workload,
             self.log,
-            self.requests,
+            None if self.stream else self.requests,
             devices_per_replica=self.deployment.tensor_parallel,
             kv_blocks=self.site.kv_blocks,
             usd_per_hour=self.site.usd_per_hour,
@@ -209,6 +214,7 @@ def simulate(
     give_up: Slo | None = None,
     stretch: float = 1.0,
     path: Loop = "auto",
+    stream: bool | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> SimulationResult:
     """Simulate a workload on a deployment until every request is finished or refused.
@@ -226,6 +232,7 @@ def simulate(
             or an optimistic run.
         path: "simpy" is the readable loop, "compiled" the quick one with the same events. "auto" takes the compiled one where
             it knows all that is asked for and there is enough to do to be worth loading it.
+        stream: take quantiles from sketches instead of keeping every latency; None does so above `EXACT_REQUESTS` requests.
         progress: called now and then with (requests done, requests).
 
     Raises:
@@ -263,6 +270,8 @@ def simulate(
         "watch": Watch(give_up, workload.output_tokens) if give_up is not None else None,
         "progress": progress,
     }
+    if stream is None:
+        stream = len(workload) > EXACT_REQUESTS
     reason = "chosen" if path == "simpy" else ""
     if path == "auto" and int(workload.output_tokens.sum()) < QUICK_TOKENS:
         reason = f"fewer than {QUICK_TOKENS} tokens to emit"
@@ -273,9 +282,9 @@ def simulate(
         if reason and path == "compiled":
             raise InputError("simulate", "path", path, f"does not know: {reason}")
         if not reason:
-            compiled = CompiledCluster(workload, schedulers, site.cost, router, stretch=stretch, **options)
+            compiled = CompiledCluster(workload, schedulers, site.cost, router, stretch=stretch, stream=stream, **options)
             log = compiled.run()
-            return SimulationResult(site, workload, log, time.perf_counter() - started, "compiled")
+            return SimulationResult(site, workload, log, time.perf_counter() - started, "compiled", stream=stream)
     step_ns = site.cost.step_ns
     if stretch != 1.0:
 
@@ -283,4 +292,4 @@ def simulate(
             return math.ceil(stretch * site.cost.step_ns(shape))
 
     log = Cluster(workload, schedulers, step_ns, router, **options).run()
-    return SimulationResult(site, workload, log, time.perf_counter() - started, "simpy", reason)
+    return SimulationResult(site, workload, log, time.perf_counter() - started, "simpy", reason, stream)

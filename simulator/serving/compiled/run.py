@@ -28,6 +28,7 @@ from llmlab.simulator.cost.step import StepCost
 from llmlab.simulator.serving.cluster import SAMPLED_SHAPES, Log, Sample, Steps, too_long
 from llmlab.simulator.serving.compiled import loop, memory, records
 from llmlab.simulator.serving.compiled.records import FAR, NEVER, World, new_memory
+from llmlab.simulator.serving.sketch import GapCounts
 from llmlab.simulator.serving.slo import Watch
 from llmlab.simulator.workload.workload import LABELS, Workload
 
@@ -145,6 +146,7 @@ class CompiledCluster:
         router: Any,
         *,
         stretch: float = 1.0,
+        stream: bool = False,
         block_tokens: int = 16,
         frontend_ns: int = 0,
         reply_ns: int = 0,
@@ -157,6 +159,7 @@ class CompiledCluster:
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self.workload, self.schedulers, self.router = workload, cast(Sequence[Queue], schedulers), router
+        self.stream = stream
         self.longest_tokens, self.record_steps, self.progress = longest_tokens, record_steps, progress
         first = self.schedulers[0]
         self.cost: CompiledCost = compile_cost(cost, first.max_num_seqs, stretch=stretch)
@@ -308,20 +311,18 @@ class CompiledCluster:
     def _log(self) -> Log:
         run, requests, replicas = self.world.run, self.world.requests, self.world.replicas
         log = Log.empty(0, 0, record_steps=False)
-        log.sent_ns = requests["sent_ns"].tolist()
-        log.scheduled_ns = requests["scheduled_ns"].tolist()
-        log.first_token_ns = requests["first_token_ns"].tolist()
-        log.finished_ns = requests["finished_ns"].tolist()
-        log.cached_tokens = requests["cached_at_start"].tolist()
-        finished = requests["finished_ns"] != NEVER
-        log.preemptions = np.where(finished, requests["preemptions"], 0).tolist()
-        log.replica = requests["replica"].tolist()
+        requests["preemptions"][requests["finished_ns"] == NEVER] = 0
+        columns = {"cached_tokens": "cached_at_start"} | {
+            name: name for name in ("sent_ns", "scheduled_ns", "first_token_ns", "finished_ns", "preemptions", "replica")
+        }
+        for name, column in columns.items():
+            setattr(log, name, requests[column] if self.stream else requests[column].tolist())
         log.busy_ns = replicas["busy_ns"].tolist()
         log.least_free_blocks = replicas["least_free"].tolist()
         log.most_running = replicas["most_running"].tolist()
         log.sample = self._sample()
         log.refused = dict(self._why(int(index)) for index in self.world.refused[: int(run["refused"][0])])
-        log.gaps_ns = self.gaps.counts()
+        log.gaps_ns = self.gaps.counts()  # type: ignore[assignment]
         log.num_steps = int(run["num_steps"][0])
         log.gave_up = bool(run["gave_up"][0])
         if self.record_steps:
@@ -383,7 +384,7 @@ class Gaps:
         first = np.flatnonzero(np.concatenate(([True], whole[1:, 0] != whole[:-1, 0])))
         self.merged = np.stack([whole[first, 0], np.add.reduceat(whole[:, 1], first)], axis=1)
 
-    def counts(self) -> dict[int, int]:
+    def counts(self) -> GapCounts:
         """Gap in nanoseconds -> how often, ascending."""
         self.merge()
-        return dict(zip(self.merged[:, 0].tolist(), self.merged[:, 1].tolist()))
+        return GapCounts(self.merged)

@@ -16,6 +16,9 @@ from rich.table import Table
 
 from llmlab.reference.errors import InputError
 
+INTERRUPTED = 130
+"""What the parser returns after Ctrl-C."""
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -348,6 +351,15 @@ def simulate_serve_command(
     plot: Annotated[
         Path | None, typer.Option(help="Draw queue, running requests, KV use, replicas and power over time (.png, .svg, .pdf).")
     ] = None,
+    path: Annotated[
+        str, typer.Option(help="Loop that runs: auto, simpy (readable) or compiled (quick); the events are equal.")
+    ] = "auto",
+    stream: Annotated[
+        bool | None,
+        typer.Option(
+            "--stream/--exact", help="Quantiles from sketches, or of every latency; above 200,000 requests from sketches."
+        ),
+    ] = None,
     json_output: Json = False,
 ) -> None:
     """Simulate a workload on a deployment: latencies, throughput, utilization, cost, energy; per-request table; timeline."""
@@ -403,6 +415,8 @@ def simulate_serve_command(
             out_requests=out_requests,
             trace=trace,
             states=plot is not None,
+            loop=path,
+            stream=stream,
             progress=lambda done, total: advance("requests", done, total),
         )
     if plot is not None:
@@ -648,6 +662,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"llmlab: {error.format_message()}", file=sys.stderr)
             return int(error.exit_code)
         raise
+    if code == INTERRUPTED:
+        print("llmlab: interrupted", file=sys.stderr)
     return code if isinstance(code, int) else 0  # outside standalone mode the exit code of typer.Exit is returned
 
 

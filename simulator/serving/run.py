@@ -5,13 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 from llmlab.reference.errors import InputError
 from llmlab.simulator.serving.deployment import Deployment, Site, resolve
 from llmlab.simulator.serving.metrics import STATISTICS
 from llmlab.simulator.serving.pools import Fleet
-from llmlab.simulator.serving.simulate import REQUEST_ENDINGS, TRACE_ENDINGS, SimulationResult, check_ending, simulate
+from llmlab.simulator.serving.simulate import (
+    REQUEST_ENDINGS,
+    TRACE_ENDINGS,
+    Loop,
+    SimulationResult,
+    check_ending,
+    simulate,
+)
 from llmlab.simulator.serving.simulate_fleet import FleetResult, simulate_fleet
 from llmlab.simulator.serving.slo import Slo, parse_slo
 from llmlab.simulator.workload.spec import load_workload
@@ -51,6 +58,8 @@ def run_files(
     out_requests: Path | None = None,
     trace: Path | None = None,
     states: bool = False,
+    loop: str = "auto",
+    stream: bool | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[SimulationResult, Slo | None]:
     """Check every input, simulate, then write what was asked for; `states` keeps what a picture over time needs.
@@ -64,11 +73,16 @@ def run_files(
             check_ending(path, endings)
     site = deployment if isinstance(deployment, Fleet) else resolve(deployment)
     load = read_workload(workload, first=first, rate_factor=rate_factor, clients=clients, seed=seed)
+    if loop not in get_args(Loop):
+        raise InputError("simulate serve", "--path", loop, f"is none of {', '.join(get_args(Loop))}")
     if isinstance(site, Fleet) or states:
+        if loop == "compiled":
+            raise InputError("simulate serve", "--path", loop, "does not know: fleets and pictures over time")
         record: Literal["requests", "steps", "states"] = "states" if states else "steps" if trace else "requests"
         result: SimulationResult = simulate_fleet(site, load, seed=seed, record=record, progress=progress)
     else:
-        result = simulate(site, load, seed=seed, record="steps" if trace else "requests", progress=progress)
+        kept: Literal["requests", "steps"] = "steps" if trace else "requests"
+        result = simulate(site, load, seed=seed, record=kept, path=cast(Loop, loop), stream=stream, progress=progress)
     try:
         if out_requests is not None:
             result.write_requests(out_requests)
@@ -196,6 +210,7 @@ def rows_of(result: SimulationResult, slo: Slo | None = None) -> list[tuple[str,
         "US$/hour": where["usd_per_hour"],
         "US$ per million output tokens": found["usd_per_million_output_tokens"],
         "joules per output token (estimate)": found["joules_per_output_token"],
+        "simulated by": f"the {found['path']} loop" + (f" ({found['path_reason']})" if found["path_reason"] else ""),
         "step times known within": "x{:.2f} to x{:.2f}".format(*found["step_time_interval"]),
     }
     if slo is not None:

@@ -18,12 +18,17 @@ or sessions, whose `requests` are counted and whose `arrivals` begin; both lengt
 
     sessions: {turns: {distribution: uniform, low: 2, high: 8}, gap_s: {mean: 20, cv: 1}, system_tokens: 500}
 
+Requests of any of these may be marked for policies that ask who sent them, how urgent they are and which adapter they use:
+
+    labels: {clients: 8, priorities: 3, adapters: 16, skew: 1.2, prediction_cv: 0.5}
+
 `llmlab workload fit` writes a file of the first kind from a trace, with `modulated` arrivals, lengths as `quantiles` and
 prefixes of kind `reuse`.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -32,6 +37,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from llmlab.reference.errors import InputError
+from llmlab.reference.serving._request import NO_ADAPTER
 from llmlab.simulator.workload import synthetic
 from llmlab.simulator.workload.formats import read_json
 from llmlab.simulator.workload.servegen import read_servegen
@@ -207,6 +213,20 @@ class Sessions(_Strict):
     most_tokens: Tokens | None = None
 
 
+class Labels(_Strict):
+    """How many clients, priorities and adapters there are, with weights rank ** -skew, and how far guesses of outputs err.
+
+    `base_share` of the requests use no adapter; a guess is the output times a lognormal factor with this variation.
+    """
+
+    clients: Whole | None = None
+    priorities: Whole | None = None
+    adapters: Whole | None = None
+    base_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    skew: Annotated[float, Field(ge=0, le=10)] = 0.0
+    prediction_cv: Annotated[float, Field(ge=0, le=10)] | None = None
+
+
 Arrivals = Annotated[Constant | Poisson | Gamma | Modulated | AtOnce | ClosedLoop, Field(discriminator="process")]
 
 
@@ -226,6 +246,7 @@ class WorkloadSpec(_Strict):
     lengths_from: str | None = None
     prefix: Annotated[SharedPrefix | CyclicPrefix | ReusedPrefix, Field(discriminator="kind")] | None = None
     sessions: Sessions | None = None
+    labels: Labels | None = None
     block_tokens: Whole = 16
 
 
@@ -261,7 +282,7 @@ def read_spec(path: str | Path) -> WorkloadSpec:
         if missing:
             raise InputError(path, missing[0], None, "is missing")
     else:
-        extra = sorted(spec.model_fields_set - {alone})
+        extra = sorted(spec.model_fields_set - {alone, "labels"})
         if extra:
             raise InputError(path, extra[0], content[extra[0]], f"does not go together with {alone}")
     return spec
@@ -340,7 +361,37 @@ def _from_trace(chosen: FromTrace, path: Path) -> Workload:
     return workload.with_clients(chosen.clients) if chosen.clients else workload
 
 
+def _mark(workload: Workload, labels: Labels, seed: int) -> Workload:
+    """Mark the requests, from a random stream of its own."""
+    count = len(workload)
+    drawn: dict[str, Any] = {}
+    streams = map(np.random.default_rng, np.random.SeedSequence(seed, spawn_key=(7,)).spawn(5))
+    choices = (("client", labels.clients), ("priority", labels.priorities), ("adapter", labels.adapters))
+    for (name, kinds), rng in zip(choices, streams):
+        if kinds is not None:
+            weights = np.arange(1, kinds + 1, dtype=float) ** -labels.skew
+            drawn[name] = rng.choice(kinds, size=count, p=weights / weights.sum())
+    base_rng, guess_rng = streams
+    if labels.adapters is not None:
+        drawn["adapter"] = np.where(base_rng.random(count) < labels.base_share, NO_ADAPTER, drawn["adapter"])
+    if labels.prediction_cv is not None:
+        spread = np.sqrt(np.log1p(labels.prediction_cv**2))
+        factor = np.exp(spread * guess_rng.standard_normal(count) - spread**2 / 2)
+        drawn["predicted_tokens"] = np.maximum(1, np.rint(workload.output_tokens * factor)).astype(np.int64)
+    return replace(workload, **drawn)
+
+
 def make_workload(spec: WorkloadSpec, seed: int, path: Path) -> Workload:
+    """Draw the workload, and mark its requests where labels are asked for.
+
+    Raises:
+        InputError: values that do not go together; `path` is the file to name.
+    """
+    workload = _unmarked(spec, seed, path)
+    return workload if spec.labels is None else _mark(workload, spec.labels, seed)
+
+
+def _unmarked(spec: WorkloadSpec, seed: int, path: Path) -> Workload:
     """Draw the workload; arrivals and the two lengths have a random stream each, so changing one leaves the others.
 
     Raises:

@@ -29,9 +29,6 @@ SHAREGPT_CV = (1.15, 0.96)
 
 IDENTITY_TOKENS = 16
 
-NOMINAL_SPREAD = 0.1
-"""Lengths of unknown distribution lie within this part of the nominal one."""
-
 DISTINCT_PROMPTS = 100
 """What inference-perf's shared-prefix load cycles through; the round in which none is cached yet is left out."""
 
@@ -93,12 +90,6 @@ def _need(row: MeasuredRow, *columns: str) -> float:
     raise Unsimulated(f"{' and '.join(columns)} not stated")
 
 
-def _around(mean: float) -> tuple[int, int]:
-    """Shortest and longest where only a nominal length is known: equal lengths would keep all clients in step for ever."""
-    spread = round(mean * NOMINAL_SPREAD)
-    return max(1, round(mean) - spread), round(mean) + spread
-
-
 def _lengths(row: MeasuredRow, count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Prompt and output lengths with the row's means and the distribution it names (fixed where it names none)."""
     means = _need(row, "isl"), _need(row, "osl")
@@ -106,8 +97,6 @@ def _lengths(row: MeasuredRow, count: int, rng: np.random.Generator) -> tuple[np
     if match := re.search(r"uniform integer in \[(0?\.\d+)l, l\]", text):
         shortest = float(match.group(1))
         drawn = [synthetic.uniform(count, max(1, math.ceil(shortest * mean)), round(mean), rng) for mean in means]
-    elif "distribution not stated" in text:
-        drawn = [synthetic.uniform(count, *_around(mean), rng) for mean in means]
     elif "uniform up to" in text:
         drawn = [synthetic.uniform(count, 1, max(1, round(2 * mean) - 1), rng) for mean in means]
     elif "sharegpt" in text or "openorca" in text or text.startswith("dataset"):

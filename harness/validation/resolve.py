@@ -209,7 +209,7 @@ def resolve_kv_dtype(stated: str, weight_dtype: str, engine: str, *, scaled_cach
         return found
     if scaled_cache and weight_dtype in ("fp8", "fp4"):
         return "fp8"
-    if weight_dtype.startswith("fp") and engine in ("trtllm", "nim-trtllm", "trtllm-v1"):
+    if weight_dtype.startswith("fp") and engine in ("trtllm", "nim-trtllm", "trtllm-v1", "trtllm-1.0"):
         return "fp8"
     return weight_dtype if weight_dtype in ("float16", "bfloat16", "float32") else "bfloat16"
 
@@ -280,7 +280,8 @@ def resolve_engine(engine: str, version: str, date: str = "") -> EngineFacts:
         recent = any(int(year) >= 2025 for year in re.findall(r"20\d\d", date))
         if (_older(version, (0, 20), 2025) and not recent) or "MLPerf v4" in version:
             return EngineFacts("trtllm", chunked=True, max_num_seqs=2048, max_num_batched_tokens=8192, reserves_outputs=True)
-        return EngineFacts("trtllm-v1", chunked=True, max_num_seqs=2048, max_num_batched_tokens=8192, reserves_outputs=True)
+        key = "trtllm-1.0" if _older(version, (1, 1), 2025) else "trtllm-v1"  # before its fusions and tuned kernels
+        return EngineFacts(key, chunked=True, max_num_seqs=2048, max_num_batched_tokens=8192, reserves_outputs=True)
     if "lmdeploy" in name or "turbomind" in name:
         return EngineFacts("turbomind", chunked=True, max_num_seqs=256, max_num_batched_tokens=32768)
     raise Unsimulated(f"nothing is known of engine {engine or '(not stated)'}")

@@ -120,7 +120,9 @@ def test_the_cache_follows_the_engine_where_it_is_not_stated() -> None:
         ("vllm", "", "vllm-v1"),
         ("vllm (2023, Splitwise fork)", "", "vllm-2023"),
         ("trtllm", "0.9.0", "trtllm"),
-        ("trtllm", "1.0.0rc3", "trtllm-v1"),
+        ("trtllm", "1.0.0rc3", "trtllm-1.0"),
+        ("trtllm", "1.2.0rc6.post2", "trtllm-v1"),
+        ("trtllm", "", "trtllm-v1"),
         ("nim-trtllm", "NIM 1.0-era", "nim-trtllm"),
     ],
 )

@@ -116,7 +116,7 @@ def write_transfer(folder: str | Path, out: str | Path) -> Path:
     import yaml
 
     head = (
-        "# What a borrowed profile is worth: measured / predicted where a device's tables are predicted with another's curves,\n"
+        "# What a borrowed profile is worth: measured / predicted where a device's tables are predicted with another's,\n"
         "# 5 % and 95 % quantiles, the wider one either way, means over pairs and curves (harness/calibration/transfer.py).\n"
     )
     return write_atomic(out, head + yaml.safe_dump(pooled(transfer_errors(folder)), sort_keys=False))

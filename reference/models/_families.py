@@ -7,7 +7,7 @@ all that is asked. Letters: D model width, F feed-forward width, N query heads, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from llmlab.reference.errors import InputError
@@ -91,7 +91,7 @@ def _attention_shapes(c: ModelConfig, layer: int) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-Traits = Mapping[str, Any]
+Traits = dict[str, Any]
 
 _LAYER_NORM: Traits = {"norm_bias": True, "gated_mlp": False}
 _BIASED: Traits = {"attention_bias": True, "attention_output_bias": True, "mlp_bias": True}

@@ -236,8 +236,8 @@ class StepCost:
         """Seconds of all `count` calls of one operator, per number of rows."""
         operator, limits = priced.operator, self.profile.limits(priced.dtype, self.kv_dtype)
         limits = replace(limits, flops_per_s=limits.flops_per_s * self.engine.sustained_compute)
-        if getattr(operator, "share", 1.0) != 1.0:  # requests attended for on other devices
-            rows = np.ceil(rows * operator.share)  # type: ignore[union-attr]
+        if isinstance(operator, Gemm | Moved) and operator.share != 1.0:  # requests attended for on other devices
+            rows = np.ceil(rows * operator.share)
         if isinstance(operator, Gemm):
             columns = {"m": rows, "n": operator.n, "k": operator.k}
         elif isinstance(operator, Experts):

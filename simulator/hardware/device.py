@@ -72,6 +72,7 @@ class Device:
         flops_per_s: peak by dtype; `bfloat16` is the tensor-core rate where there is one.
         cores: multiprocessors (or processor cores): tiles are dealt to them in waves.
         link_bytes_per_s: to devices of the same node, one direction.
+        link_devices: devices the link joins; those of a node where 0.
         bridge_bytes_per_s: to the other devices of a bridged group of `bridge_devices`, where only some are joined directly.
         memory_share: part of the memory's peak that the curves' fractions are of (below 1 where error correction takes a part).
         sustained_share: part of the arithmetic peak that the power limit leaves under load, beyond what the curves show.
@@ -88,6 +89,7 @@ class Device:
     aliases: tuple[str, ...] = ()
     link: str = "none"
     link_bytes_per_s: float = 32e9
+    link_devices: int = 0
     bridge_bytes_per_s: float = 0.0
     bridge_devices: int = 1
     memory_share: float = 1.0

@@ -92,9 +92,16 @@ class DeviceProfile:
         """The curve of a collective among `ranks` devices of a node, and the bytes per second of the link it goes over.
 
         Curves of another device's switched links say nothing about a ring through the host; those of a library's ring do about
-        a bridged pair.
+        a bridged pair. Among more devices than the link joins, sums and gathers pass their part of the message to the network
+        of every device (all of a node at once), while exchanges send nearly all of it there.
         """
         device = self.device
+        joined = device.link_devices or device.devices_per_node
+        if ranks > joined:
+            if kind in ("all_to_all", "send_recv"):
+                return self.curve(kind), device.node_link_bytes_per_s
+            curve, inside = self.collective(kind, joined)
+            return curve, 1.0 / (1.0 / inside + 1.0 / (device.node_link_bytes_per_s * joined))
         if ranks <= device.bridge_devices:
             return self.curves.get(f"{kind}.nccl") or self.curve(kind), device.bridge_bytes_per_s
         if device.link.startswith("pcie") and not (device.fitted and kind in self.curves):

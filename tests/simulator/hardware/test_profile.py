@@ -157,3 +157,11 @@ def test_shares_of_peaks_lower_the_limits():
     whole = replace(sheet, memory_share=1.0, sustained_share=1.0)
     assert Limits.of(sheet, "fp8").bytes_per_s < Limits.of(whole, "fp8").bytes_per_s
     assert Limits.of(sheet, "fp8").flops_per_s < Limits.of(whole, "fp8").flops_per_s
+
+
+def test_more_devices_than_the_link_joins_wait_for_the_network():
+    inside, across, rack = load_device("h100"), load_device("h100"), load_device("gb200")
+    assert across.collective("all_reduce", 16)[1] < inside.collective("all_reduce", 8)[1]
+    assert across.collective("all_reduce", 16)[1] > across.device.node_link_bytes_per_s
+    assert across.collective("all_to_all", 16)[1] == across.device.node_link_bytes_per_s
+    assert rack.collective("all_to_all", 64)[1] == rack.device.link_bytes_per_s

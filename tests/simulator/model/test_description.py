@@ -173,3 +173,19 @@ def test_a_folder_or_a_file_is_read_and_a_truncated_one_is_named(tmp_path):
         load_model(tmp_path)
     with pytest.raises(InputError, match="neither a known model"):
         load_model("meta-llama/Llama-9")
+
+
+def test_linear_attention_caches_a_state_instead_of_tokens():
+    hybrid, plain = load_model("Qwen/Qwen3.5-9B"), load_model("Qwen/Qwen3-8B")
+    assert hybrid.kv_bytes_per_token() < plain.kv_bytes_per_token() / 4
+    assert hybrid.state_bytes_per_request() == pytest.approx(24 * (4 * 32 * 128 * 128 + 2 * 3 * 8192))
+    assert plain.state_bytes_per_request() == 0
+    assert sum(op.count for op in hybrid.operators() if isinstance(op, Attention)) == 8
+
+
+def test_stages_share_weights_and_cache():
+    model, device = load_model("meta-llama/Llama-3.1-70B"), load_device_sheet("h100")
+    assert 3 * kv_capacity_tokens(model, device, 2) < kv_capacity_tokens(model, device, 2, pipeline_parallel=4)
+    assert model.layers == 80
+    uneven = kv_capacity_tokens(model, device, 2, pipeline_parallel=3)  # the fullest stage holds 27 layers
+    assert kv_capacity_tokens(model, device, 2, pipeline_parallel=2) < uneven

@@ -133,9 +133,17 @@ def bench_command(
     kernel: Annotated[str | None, typer.Option(help="Your own kernel, FILE.py:FUNCTION; needs --op and one --backend.")] = None,
     op: Annotated[str | None, typer.Option(help="Component that --kernel implements.")] = None,
     unlocked: Annotated[bool, typer.Option("--unlocked", help="Run libraries without their processor vendor check.")] = False,
+    simulator: Annotated[bool, typer.Option("--simulator", help="Time the serving simulator's loops instead.")] = False,
     json_output: Json = False,
 ) -> None:
     """Time components: every implementation side by side, as a fraction of the machine's limit. Exit code 1 if one is wrong."""
+    if simulator:
+        from llmlab.harness.timing import simulator as loops
+
+        with progress_bar("timing") as advance:
+            timed = loops.run(quick=quick, progress=advance)
+        emit({"simulator": timed}) if json_output else show("Serving simulator", loops.table(timed))
+        return
     from llmlab.harness.check import bring
     from llmlab.harness.timing import bench
     from llmlab.harness.timing.unlocked import run_unlocked

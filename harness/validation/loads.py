@@ -27,6 +27,9 @@ GENERATIONS = 2
 SHAREGPT_CV = (1.15, 0.96)
 """Coefficients of variation of ShareGPT prompt and answer lengths (500 conversations, filtered as vLLM's benchmark does)."""
 
+SHAREGPT_MEANS = (220.0, 200.0)
+"""Mean prompt and answer of the same, in tokens of recent vocabularies."""
+
 IDENTITY_TOKENS = 16
 
 DISTINCT_PROMPTS = 100
@@ -92,8 +95,11 @@ def _need(row: MeasuredRow, *columns: str) -> float:
 
 def _lengths(row: MeasuredRow, count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Prompt and output lengths with the row's means and the distribution it names (fixed where it names none)."""
-    means = _need(row, "isl"), _need(row, "osl")
     text = f"{row.text('len_dist')} {row.text('dataset')}".lower()
+    if "sharegpt" in text:  # a known corpus: its means stand in for those a row does not state
+        means = row.stated.get("isl", SHAREGPT_MEANS[0]), row.stated.get("osl", SHAREGPT_MEANS[1])
+    else:
+        means = _need(row, "isl"), _need(row, "osl")
     if match := re.search(r"uniform integer in \[(0?\.\d+)l, l\]", text):
         shortest = float(match.group(1))
         drawn = [synthetic.uniform(count, max(1, math.ceil(shortest * mean)), round(mean), rng) for mean in means]

@@ -10,11 +10,15 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import TYPE_CHECKING
 
 from llmlab.reference.errors import InputError
 from llmlab.reference.models._config import ModelConfig
 from llmlab.reference.models._presets import preset, preset_names
 from llmlab.simulator.hardware.device import Device, load_device_sheet
+
+if TYPE_CHECKING:
+    from llmlab.simulator.serving.presets import Preset
 
 
 class Unsimulated(Exception):  # noqa: N818 - an outcome with a reason, not a failure
@@ -284,4 +288,22 @@ def resolve_engine(engine: str, version: str, date: str = "") -> EngineFacts:
         return EngineFacts(key, chunked=True, max_num_seqs=2048, max_num_batched_tokens=8192, reserves_outputs=True)
     if "lmdeploy" in name or "turbomind" in name:
         return EngineFacts("turbomind", chunked=True, max_num_seqs=256, max_num_batched_tokens=32768)
+    if (preset := _preset_in(name)) is not None:
+        return EngineFacts(
+            preset.host or preset.name,
+            chunked=preset.scheduler == "chunked_prefill",
+            max_num_seqs=preset.max_num_seqs or 256,
+            max_num_batched_tokens=preset.max_num_batched_tokens or 8192,
+            prefix_caching=preset.prefix_caching,
+        )
     raise Unsimulated(f"nothing is known of engine {engine or '(not stated)'}")
+
+
+def _preset_in(name: str) -> Preset | None:
+    """The shipped preset whose name stands in a published engine's ("Hugging Face TGI 2.0", "DeepSpeed-FastGen")."""
+    from llmlab.simulator.serving.presets import PRESETS
+
+    bare = _bare(name)
+    called = {_bare(one): preset for preset in PRESETS.values() for one in (preset.name, *preset.aliases)}
+    fitting = [one for one in called if len(one) > 2 and one in bare and called[one].name != "generic"]
+    return called[max(fitting, key=len)] if fitting else None

@@ -12,6 +12,7 @@ from llmlab.harness.validation.resolve import (
     resolve_model,
     resolve_weight_dtype,
 )
+from llmlab.simulator.serving.presets import preset_of
 
 
 @pytest.mark.parametrize(
@@ -128,6 +129,16 @@ def test_the_cache_follows_the_engine_where_it_is_not_stated() -> None:
 )
 def test_engines_are_told_apart_by_generation(engine: str, version: str, key: str) -> None:
     assert resolve_engine(engine, version).key == key
+
+
+@pytest.mark.parametrize(
+    ("engine", "key"),
+    [("Hugging Face TGI", "tgi"), ("DeepSpeed-FastGen (MII)", "fastgen"), ("LightLLM", "lightllm"), ("llama.cpp", "llamacpp")],
+)
+def test_other_engines_take_what_their_preset_says(engine: str, key: str) -> None:
+    preset, facts = preset_of(key), resolve_engine(engine, "")
+    assert facts.key == (preset.host or preset.name)
+    assert facts.chunked == (preset.scheduler == "chunked_prefill")
 
 
 def test_an_unknown_engine_is_excluded() -> None:

@@ -12,6 +12,7 @@ from llmlab.reference.files import write_atomic
 INK, MUTED, BAND = "#1f2328", "#8a9099", "#e6e9ed"
 MEASURED, SIMULATED = "#475569", "#0b66c3"
 MOST_RUNS = 8
+LONGEST_NAME = 52
 NAMES = {"ttft": "time to first token", "e2e": "whole request"}
 
 
@@ -34,6 +35,7 @@ def replay_figure(replays: Sequence[Mapping[str, Any]]) -> Any:
     for row, replay in zip(grid, chosen):
         curves = replay["curves"]
         name = curves["row_id"].partition("/")[2]
+        name = name if len(name) <= LONGEST_NAME else "..." + name[-LONGEST_NAME:]
         for place, metric in enumerate(("ttft", "e2e")):
             drawn, scatter = row[place], row[2 + place]
             data = curves[metric]

@@ -71,7 +71,9 @@ def draw(result: SimulationResult, path: str | Path) -> Path:
     power.set_xlabel("seconds since the start")
     requests.set_xlim(0, float(series.edges_s[-1]))
     placed = " + ".join(
-        f"{site.deployment.replicas} x {site.deployment.tensor_parallel} {site.profile.device.name}" for site in result.sites
+        f"{pool.replicas} x {pool.devices // pool.replicas} {site.profile.device.name}"
+        for site in result.sites
+        for pool in (site.deployment,)
     )
     figure.suptitle(f"{result.site.model.name} on {placed}: {result.workload.name}", fontsize=11)
     whole = io.BytesIO()

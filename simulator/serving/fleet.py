@@ -107,6 +107,13 @@ class FleetLog:
         return (total + (end_ns - since if inside else 0)) / NANOSECONDS
 
 
+def kv_bytes_per_device(site: Site) -> float:
+    """Bytes of one token's keys and values on each device that holds a part of its request's cache."""
+    deployment = site.deployment
+    group = max(1, deployment.tensor_parallel // deployment.attention_data_parallel)
+    return site.model.kv_bytes_per_token(group, site.cost.kv_dtype) / deployment.pipeline_parallel
+
+
 class KeepsBlocks:
     """A scheduler whose finished requests leave their blocks on the worker until they are let go."""
 
@@ -148,7 +155,7 @@ class Worker(Replica):
         self.started = 0  # counts starts: what was asked for before another one is void
         cost = site.cost
         self.power = Power.of(site.profile.device, balance_rows(cost))
-        self.devices = site.deployment.tensor_parallel
+        self.devices = site.deployment.devices // site.deployment.replicas
         self.price = cost.step_ns if stretch == 1.0 else lambda shape: math.ceil(stretch * cost.step_ns(shape))
         super().__init__(
             cluster,
@@ -532,7 +539,7 @@ class FleetCluster(Cluster):
             return False
         now_ns = int(self.env.now)
         tokens = more * self.block_tokens
-        size = tokens * worker.site.model.kv_bytes_per_token(worker.devices, worker.site.cost.kv_dtype)
+        size = tokens * kv_bytes_per_device(worker.site)
         length_ns = max(1, round((pool.latency_s + size / pool.bytes_per_s) * NANOSECONDS))
         start_ns = max(now_ns, self.store_free_ns[worker.number])
         self.store_free_ns[worker.number] = start_ns + length_ns
@@ -659,9 +666,7 @@ class FleetCluster(Cluster):
         self.router.outstanding[target.number] += 1
         tokens = request.computed_tokens - len(found) * self.sites[0].deployment.block_tokens
         now_ns = int(self.env.now)
-        per_device = max(
-            worker.site.model.kv_bytes_per_token(worker.devices, worker.site.cost.kv_dtype) for worker in (source, target)
-        )
+        per_device = max(kv_bytes_per_device(worker.site) for worker in (source, target))
         length_ns = self.network.left_ns(
             max(0, tokens) * per_device,
             layers=source.site.model.layers,
@@ -855,7 +860,14 @@ class FleetCluster(Cluster):
     @staticmethod
     def cold_start_ns(site: Site, scaling: Scaling) -> int:
         """Nanoseconds from off to serving: reading the weights, and the engine's own start."""
-        size = site.model.weight_bytes(site.deployment.tensor_parallel, site.cost.weight_dtype)
+        deployment = site.deployment
+        whole = site.model.weight_bytes(
+            deployment.tensor_parallel,
+            site.cost.weight_dtype,
+            expert_parallel=deployment.expert_parallel,
+            attention_data_parallel=deployment.attention_data_parallel,
+        )
+        size = whole / deployment.pipeline_parallel
         return round((size / scaling.load_bytes_per_s + scaling.engine_start_s) * NANOSECONDS)
 
     def reach(self, workers: Sequence[Worker], wanted: int, scaling: Scaling, cold_ns: int) -> None:

@@ -104,7 +104,7 @@ def over_time(result: FleetResult, bins: int = 200) -> OverTime:
         serving = replicas_in(("up", "draining"), pool)
         starting, warm = replicas_in(("starting", "warming"), pool), replicas_in(("warm",), pool)
         used = mean_per_bin(*boxes, np.array(states.used_blocks, dtype=float)[mine], edges)
-        idle_w = site.profile.device.idle_power_w * site.deployment.tensor_parallel
+        idle_w = site.profile.device.idle_power_w * (site.deployment.devices // site.deployment.replicas)
         busy = mean_per_bin(*boxes, np.ones(int(mine.sum())), edges)
         on = serving + starting + warm
         rows["running"].append(mean_per_bin(*boxes, np.array(states.running, dtype=float)[mine], edges))

@@ -107,6 +107,7 @@ def describe(result: SimulationResult, slo: Slo | None = None) -> dict[str, Any]
             "model": site.model.name,
             "device": site.profile.device.name,
             "tensor_parallel": deployment.tensor_parallel,
+            "devices": deployment.devices // deployment.replicas,
             "replicas": deployment.replicas,
             "scheduler": deployment.scheduler,
             "router": result.fleet.router if isinstance(result, FleetResult) else deployment.router,
@@ -135,7 +136,7 @@ def _pool_rows(pools: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [
         {
             "pool": row["pool"],
-            "replicas": f"{row['replicas']} x {row['tensor_parallel']} {row['device']}",
+            "replicas": f"{row['replicas']} x {row['devices']} {row['device']}",
             "mean up": row["mean_up"],
             "utilization": row["utilization"],
             "KV peak": row["kv_peak_fraction"],
@@ -182,7 +183,7 @@ def rows_of(result: SimulationResult, slo: Slo | None = None) -> list[tuple[str,
     found = describe(result, slo)
     where = found["deployment"]
     pools = found.get("pools", [where])
-    placed = " + ".join(f"{row['replicas']} x {row['tensor_parallel']} {row['device']}" for row in pools)
+    placed = " + ".join(f"{row['replicas']} x {row['devices']} {row['device']}" for row in pools)
     title = (
         f"{where['model']} on {placed}, {found['workload']}: "
         f"{found['requests']} requests, {found['iterations']} steps, simulated in {found['wall_s']:.1f} s"

@@ -101,7 +101,7 @@ class SimulationResult:
             self.workload,
             self.log,
             None if self.stream else self.requests,
-            devices_per_replica=self.deployment.tensor_parallel,
+            devices_per_replica=self.deployment.devices // self.deployment.replicas,
             kv_blocks=self.site.kv_blocks,
             usd_per_hour=self.site.usd_per_hour,
             power_w=device.power_w,

@@ -125,7 +125,7 @@ class FleetResult(SimulationResult):
         for number, (pool, site) in enumerate(zip(self.fleet.pools, self.sites)):
             seconds = self.seconds_by_state(number)
             own = [replica for replica, at in enumerate(self.pool_of) if at == number]
-            devices = site.deployment.tensor_parallel
+            devices = site.deployment.devices // site.deployment.replicas
             paid_s = sum(value for state, value in seconds.items() if state != "off")
             busy_s = sum(self.log.busy_ns[replica] for replica in own) / NANOSECONDS
             computing_s = sum(self.fleet_log.computing_ns[replica] for replica in own) / NANOSECONDS
@@ -141,7 +141,8 @@ class FleetResult(SimulationResult):
                     "pool": self.fleet.name_of[number],
                     "role": pool.role,
                     "device": site.profile.device.name,
-                    "tensor_parallel": devices,
+                    "tensor_parallel": site.deployment.tensor_parallel,
+                    "devices": devices,
                     "replicas": site.deployment.replicas,
                     "mean_up": up_s / (self.fleet_log.end_ns / NANOSECONDS) if self.fleet_log.end_ns else None,
                     "seconds_by_state": seconds,
@@ -320,7 +321,7 @@ def simulate_fleet(
         horizon_s = failures.horizon_s if failures.horizon_s is not None else max(3600.0, 2 * workload.span_s)
         outages, faults = draw_outages(
             failures,
-            devices=[site.deployment.tensor_parallel for site in replicas],
+            devices=[site.deployment.devices // site.deployment.replicas for site in replicas],
             devices_per_node=[site.profile.device.devices_per_node for site in replicas],
             horizon_s=horizon_s,
             seed=seed,

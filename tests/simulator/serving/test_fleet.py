@@ -341,6 +341,20 @@ def test_a_transfer_takes_its_bytes_over_the_bandwidth():
     assert max(late.log.gaps_ns) < move.end_ns - move.start_ns
 
 
+def test_workers_of_several_devices_send_side_by_side():
+    """Two devices hold half the heads each: half the bytes per port."""
+    transfer = Transfer(bytes_per_s=1e9, latency_s=0.0, efficiency=1.0)
+    spans = []
+    for degree in (1, 2):
+        fleet = disaggregate(EIGHT_B, 1, 1, prefill_tensor_parallel=degree, decode_tensor_parallel=degree, transfer=transfer)
+        (move,) = simulate_fleet(fleet, Workload([0], [400], [3])).fleet_log.moves
+        spans.append(move.end_ns - move.start_ns)
+    assert spans[0] == pytest.approx(2 * spans[1], abs=2)
+    uneven = disaggregate(EIGHT_B, 1, 1, decode_tensor_parallel=2, transfer=transfer)
+    (move,) = simulate_fleet(uneven, Workload([0], [400], [3])).fleet_log.moves
+    assert move.end_ns - move.start_ns == spans[0]
+
+
 def test_layers_sent_early_leave_less_to_wait_for():
     workload = Workload([0], [2000], [3])
     whole, layered = (

@@ -29,7 +29,7 @@ from llmlab.simulator.serving.deployment import Site
 from llmlab.simulator.serving.slo import Slo, Target
 from llmlab.simulator.workload.workload import NANOSECONDS, Workload
 
-BOUNDED_SCHEDULERS = ("chunked_prefill", "continuous_batching")
+BOUNDED_SCHEDULERS = ("chunked_prefill", "continuous_batching", "guaranteed_no_evict", "guaranteed_prefill_first")
 """Schedulers whose requests compute one token per step after the first: what the bounds are proved for."""
 
 TRADES = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
@@ -214,7 +214,7 @@ def bounds(site: Site, workload: Workload, slo: Slo, needed: Demand | None = Non
     if site.deployment.scheduler not in BOUNDED_SCHEDULERS or type(site.cost) is not StepCost:
         return Bounds()
     largest = site.max_num_batched_tokens
-    if site.deployment.scheduler != "chunked_prefill":
+    if site.deployment.scheduler in ("continuous_batching", "guaranteed_prefill_first"):
         largest = max(largest, longest)
     if context_s is None:
         context_s = context_rate(site.cost, site.max_num_seqs, longest)

@@ -10,10 +10,11 @@ import math
 import re
 import zlib
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from llmlab.harness.validation.resolve import Unsimulated
+from llmlab.harness.validation.resolve import Unsimulated, resolve_device, resolve_model
 from llmlab.harness.validation.rows import LATENCIES, THROUGHPUTS, MeasuredRow
 from llmlab.simulator.workload import synthetic
 from llmlab.simulator.workload.workload import Workload
@@ -140,6 +141,26 @@ def _rounds(row: MeasuredRow, clients: int) -> int:
     return 10 if "InferenceX" in row.text("len_dist") else 0
 
 
+def _requests_beside(row: MeasuredRow) -> Workload | None:
+    """The requests of a replayed trace, where the row names a per-request file that lies in its folder."""
+    from llmlab.harness.validation.perrequest import read_runs, replay_load, settings_of
+
+    named = re.search(r"\bperrequest_[\w.-]+?\.csv(?:\.gz)?", row.text("notes"))
+    path = Path(row.where.rpartition(":")[0]).parent / named.group() if named else None
+    if path is None or not path.is_file():
+        return None
+    for run in read_runs(path):
+        try:
+            settings = settings_of(run.name, run.stated)
+            same = resolve_model(settings["model"]) == resolve_model(row.model)
+            same &= resolve_device(settings["gpu"]).name == resolve_device(row.gpu).name
+        except Unsimulated:
+            continue
+        if same and len(run) == row.count("num_requests"):
+            return replay_load(run, settings)
+    return None
+
+
 def load_of(row: MeasuredRow) -> Load:
     """The requests this row's load sends.
 
@@ -149,6 +170,8 @@ def load_of(row: MeasuredRow) -> Load:
     mode = row.load_mode
     if mode not in MODES:
         raise Unsimulated(f"load mode {mode}")
+    if mode == "trace_replay" and (beside := _requests_beside(row)) is not None:
+        return Load(beside)
     rng = np.random.default_rng(zlib.crc32(row.row_id.encode()))
     if mode == "static_batch":
         count = round(_need(row, "batch_size", "num_requests"))

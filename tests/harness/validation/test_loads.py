@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -86,3 +88,22 @@ def test_an_unmeasured_row_asks_for_every_metric_of_its_mode() -> None:
     assert "tpot_mean_ms" in metrics_of(_row("static_batch"))
     measured = MeasuredRow("here:1", "r", "m", "g", "static_batch", measured={"ttft_mean_ms": 3.0})
     assert metrics_of(measured) == ("ttft_mean_ms",)
+
+
+def test_a_replayed_trace_takes_the_requests_of_the_file_it_names(tmp_path):
+    lines = ["run,arrival_s,prompt_tokens,output_tokens,ttft_ms,e2e_ms,model,gpu,engine"]
+    for gpu, prompt in (("H200-SXM-141GB", 7), ("H100-SXM-80GB", 33)):
+        lines += [f"{gpu},{i},{prompt + i},{2 + i},5,50,meta-llama/Llama-3.1-8B,{gpu},vllm" for i in range(3)]
+    (tmp_path / "perrequest_mine.csv").write_text("\n".join(lines) + "\n")
+    row = MeasuredRow(
+        f"{tmp_path}/rows.csv:2",
+        "r-1",
+        "meta-llama/Llama-3.1-8B",
+        "H100-SXM-80GB",
+        "trace_replay",
+        {"notes": "timings in perrequest_mine.csv; measured twice"},
+        {"num_requests": 3, "request_rate_rps": 1, "isl": 20, "osl": 3},
+    )
+    assert load_of(row).workload.prompt_tokens.tolist() == [33, 34, 35]
+    other = replace(row, texts={"notes": "timings in perrequest_gone.csv"})
+    assert load_of(other).workload.prompt_tokens.tolist() == [20, 20, 20]

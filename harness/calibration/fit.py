@@ -19,7 +19,7 @@ import pandas as pd
 
 from llmlab.harness.calibration.tables import NUMBERS
 from llmlab.reference.errors import InputError
-from llmlab.simulator.cost.curves import FORMS, Curve, Limits, without_launches
+from llmlab.simulator.cost.curves import FORMS, NARROW_WINDOW, Curve, Limits, without_launches
 from llmlab.simulator.hardware.device import Device, Peaks
 from llmlab.simulator.hardware.profile import DeviceProfile
 
@@ -143,7 +143,8 @@ def _split(samples: pd.DataFrame) -> Iterator[tuple[tuple[str, str, str, str], p
             for operands, some in rows.groupby("dtype", sort=True):
                 yield (kind, "", str(operands), ""), some
         elif kind.startswith("attention"):
-            for (windowed, dtype, kv), some in rows.groupby([rows["window"] > 0, "dtype", "kv_dtype"], sort=True):
+            narrow = (rows["window"] > 0) & (rows["window"] < NARROW_WINDOW)
+            for (windowed, dtype, kv), some in rows.groupby([narrow, "dtype", "kv_dtype"], sort=True):
                 yield (f"{kind}_windowed" if windowed else kind, "", str(dtype), str(kv) or str(dtype)), some
         elif kind == "memory":
             yield (kind, "", "", ""), rows[rows.operator != "sampling"] if (rows.operator != "sampling").any() else rows

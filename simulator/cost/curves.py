@@ -215,6 +215,10 @@ def gemm(p: Parameters, limits: Limits, c: Columns, xp: Any = np) -> Any:
     return p["latency_s"] + _join(compute, memory, p["sharpness"])
 
 
+NARROW_WINDOW = 1024
+"""Windows below are served by kernels that walk a band of tiles and have curves of their own; wider ones, by those without."""
+
+
 def _seen(keys: Any, window: Any, xp: Any) -> Any:
     """Keys in sight: all, or at most the window."""
     return xp.where(window > 0, xp.minimum(keys, xp.maximum(window, 1)), keys)

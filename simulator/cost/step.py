@@ -20,7 +20,7 @@ from llmlab.reference.errors import InputError
 from llmlab.simulator.cost import assemble
 from llmlab.simulator.cost.assemble import TABLE_ROWS, Tables
 from llmlab.simulator.cost.batch import BatchShape
-from llmlab.simulator.cost.curves import FLOATS, FORMS, Curve, without_launches
+from llmlab.simulator.cost.curves import FLOATS, FORMS, NARROW_WINDOW, Curve, without_launches
 from llmlab.simulator.cost.engine import EngineModel, load_engine
 from llmlab.simulator.hardware.device import dtype_name
 from llmlab.simulator.hardware.profile import DeviceProfile, load_device
@@ -198,7 +198,7 @@ class StepCost:
         columns = {"heads": group.heads, "kv_heads": group.kv_heads, "head_width": group.head_width, "window": group.window}
         if group.latent_width:
             columns["latent_width"] = group.latent_width
-        suffix = "_mla" if group.kind == "mla" else "_windowed" if group.window else ""
+        suffix = "_mla" if group.kind == "mla" else "_windowed" if 0 < group.window < NARROW_WINDOW else ""
         prefill = self.profile.curve("attention_prefill" + suffix, wide, self._prompt_kv)
         decode = self.profile.curve("attention_decode" + suffix, wide, self.kv_dtype)
         prefill, decode = (replace(curve, parameters=self._captured(curve)) for curve in (prefill, decode))

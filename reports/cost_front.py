@@ -62,7 +62,7 @@ def cost_front(plan: Mapping[str, Any]) -> Any:
     heads = figure.add_gridspec(3 if why else 2, 1, height_ratios=(0.16, 1.15, 1.0) if why else (0.16, 1.0))
     _title(figure.add_subplot(heads[0]), plan, 84 * columns)
     upper = heads[1].subgridspec(1, max(1, len(fronts)))
-    gpus = sorted({point["gpu"] for front in fronts for point in front["points"]})
+    gpus = sorted({point["gpu"] for front in fronts for point in [*front["points"], *front.get("hopeless", ())]})
     colors = {gpu: COLORS[i % len(COLORS)] for i, gpu in enumerate(gpus)}
     for place, front in enumerate(fronts):
         _front(figure.add_subplot(upper[place]), front, colors)
@@ -82,11 +82,11 @@ def _title(axes: Any, plan: Mapping[str, Any], width: int) -> None:
     if chosen is None:
         head = f"{plan['model']}: nothing of at most {plan['max_gpus']} devices keeps the promise"
     else:
-        head = f"{plan['model']}: {_sizes(chosen)}, ${chosen['usd_per_hour']:,.2f} an hour"
+        head = f"{plan['model'].rpartition('/')[2]}: {_sizes(chosen)}, ${chosen['usd_per_hour']:,.2f} an hour"
         if chosen["usd_per_million_output_tokens"]:
             head += f", ${chosen['usd_per_million_output_tokens']:.2f} per million output tokens"
     below = f"Load: {plan['workload']}. Promise: {promise}. {searched['considered']:,} deployments considered, "
-    below += f"{searched['search_simulations']:,} of them simulated."
+    below += f"{searched['deployments_simulated']:,} of them simulated."
     axes.axis("off")
     axes.text(0, 1.0, _plain(head), fontsize=14, color=INK, fontweight="bold", va="top", transform=axes.transAxes)
     lines = "\n".join(textwrap.wrap(below, width))
@@ -135,7 +135,7 @@ def _front(axes: Any, front: Mapping[str, Any], colors: Mapping[str, str]) -> No
     axes.set_ylim(low, high)
     axes.axhspan(limit, high, color=BAD, alpha=0.05, lw=0)
     axes.axhline(limit, color=BAD, lw=1.2, ls=(0, (5, 3)))
-    right = max((point["x"] for point in points), default=1.0)
+    right = max((point["x"] for point in [*points, *front.get("hopeless", ())]), default=1.0)
     axes.set_xlim(0, right * 1.12)
     axes.annotate(
         f"promised: {duration(limit)}", (0, limit), xycoords=("axes fraction", "data"), xytext=(5, 4),
@@ -155,6 +155,8 @@ def _front(axes: Any, front: Mapping[str, Any], colors: Mapping[str, str]) -> No
             ms=8 if whole else 5, zorder=4 if point["keeps"] else 3,
             mfc=color if point["keeps"] else "white", mec=color, mew=1.2, alpha=1.0 if point["keeps"] else 0.65,
         )  # fmt: skip
+    for point in front.get("hopeless", ()):
+        axes.plot([point["x"]], [high / 1.04], "x", ms=7, mew=1.6, color=colors[point["gpu"]], clip_on=False, zorder=4)
     ringed = [(mark, point) for mark in ("chosen", "runner_up") for point in points if point[mark]]
     lowest = min((point["y"] for _, point in ringed), default=0.0)
     for mark, point in ringed:
@@ -241,14 +243,20 @@ def _load(axes: Any, why: Mapping[str, Any], fronts: Sequence[Mapping[str, Any]]
         fontsize=9.5,
         color=INK,
     )
+    last = max([row["factor"] for row in why["curve"] if row["complete"]] + [1.0, room])
     if room:
+        near = room > 0.75 * last
         axes.axvline(unit * room, color=GOOD, lw=1.2)
         axes.annotate(
-            f"carries {unit * room:.3g} ({room:.2f} x)", (unit * room, 0), xytext=(5, 6), textcoords="offset points",
-            ha="left", fontsize=9.5, color=GOOD,
-        )  # fmt: skip
+            f"carries {unit * room:.3g} ({room:.2f} x)",
+            (unit * room, 0),
+            xytext=(-5 if near else 5, 6),
+            textcoords="offset points",
+            ha="right" if near else "left",
+            fontsize=9.5,
+            color=GOOD,
+        )
     axes.set_ylim(0, top)
-    last = max([row["factor"] for row in why["curve"] if row["complete"]] + [1.0, room])
     axes.set_xlim(0, unit * last * 1.12)
     axes.set_xlabel("clients" if closed else "requests per second", color=INK)
     axes.set_ylabel("latency / limit", color=INK)
@@ -275,6 +283,8 @@ def _legend(fronts: Sequence[Mapping[str, Any]], colors: Mapping[str, str]) -> l
         handles.append(
             Line2D([], [], ls="", marker="o", ms=5, mfc="white", mec=MUTED, label="small: latency on the busiest stretch only")
         )
+    if any(front.get("hopeless") for front in fronts):
+        handles.append(Line2D([], [], ls="", marker="x", ms=7, mew=1.6, color=MUTED, label="hopeless: given up"))
     return [*handles, Line2D([], [], color=MUTED, lw=1.4, label="nothing is cheaper and faster")]
 
 

@@ -25,6 +25,9 @@ LOADS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0)
 WHOLE_REQUESTS = 30_000
 """Larger workloads are explained on their busiest stretch."""
 
+OVERLOAD = 8.0
+"""Runs of the load curve go on until a limit must be missed by this factor."""
+
 MORE_LOAD, TIGHTER = 1.5, 0.8
 """What the sensitivity asks: half as much again, and every limit a fifth shorter."""
 
@@ -184,8 +187,8 @@ def why(search: Search, chosen: Point, runner_up: Point | None) -> dict[str, Any
     result = simulate(chosen.deployment, load, seed=search.seed)
     summary = result.metrics(search.slo)
     rate = load.rate_per_s
-    curve = _at_loads(search, "load curve", chosen.deployment, LOADS, level)
-    most, resolution = headroom(search, chosen.deployment, curve, level)
+    curve = _at_loads(search, "load curve", chosen.deployment, LOADS, level, give_up=OVERLOAD)
+    most, resolution, curve = headroom(search, chosen.deployment, curve, level)
     found: dict[str, Any] = {
         "level": level,
         "parts": time_parts(result),
@@ -214,15 +217,18 @@ def why(search: Search, chosen: Point, runner_up: Point | None) -> dict[str, Any
     return found
 
 
-def _at_loads(search: Search, stage: str, deployment: Deployment, factors: Sequence[float], level: str) -> dict[float, Point]:
-    tasks = [_task(deployment, factor=factor, only=level) for factor in factors]
+def _at_loads(
+    search: Search, stage: str, deployment: Deployment, factors: Sequence[float], level: str, give_up: float = 1.0
+) -> dict[float, Point]:
+    tasks = [_task(deployment, factor=factor, only=level, give_up=give_up) for factor in factors]
     return {factor: own[-1] for factor, own in zip(factors, search.run(stage, tasks))}
 
 
 def headroom(
     search: Search, deployment: Deployment, curve: Mapping[float, Point], level: str, rounds: int = 2
-) -> tuple[float, float]:
-    """The largest known factor on the rate that keeps the objective below the first that does not, and how far apart they are.
+) -> tuple[float, float, dict[float, Point]]:
+    """The largest known factor on the rate that keeps the objective below the first that does not, how far apart they are, and
+    everything tried.
 
     Each round tries three factors between the two.
     """
@@ -233,9 +239,9 @@ def headroom(
         failed = next((factor for factor in ordered if not known[factor].kept), None)
         kept = max((factor for factor in ordered if known[factor].kept and (failed is None or factor < failed)), default=0.0)
         if failed is None:
-            return kept, math.inf
+            return kept, math.inf, known
         if number == rounds:
-            return kept, failed - kept
+            return kept, failed - kept, known
         number += 1
         between = [kept + (failed - kept) * part for part in (0.25, 0.5, 0.75)]
         tasks = [_task(deployment, factor=factor, only=level, give_up=1.0) for factor in between]
@@ -254,7 +260,7 @@ def _one_more(search: Search, chosen: Point, most: float, level: str) -> dict[st
     grown = more.replicas / chosen.deployment.replicas
     factors = sorted({1.0, *(round(most * (1 + (grown - 1) * part), 4) for part in (0.5, 1.0, 1.5) if most)})
     curve = _at_loads(search, "one more replica", more, factors, level)
-    then, _ = headroom(search, more, curve, level, rounds=1)
+    then, _, _ = headroom(search, more, curve, level, rounds=1)
     extra = chosen.usd_per_hour / chosen.deployment.replicas
     rate = (search.workload if level == "whole" else search.window).rate_per_s
     return {
@@ -306,9 +312,15 @@ def fronts(found: Plan) -> list[dict[str, Any]]:
     """Per clause of the objective: cost against latency of every option, ready to draw.
 
     A point's value is that of the whole workload, or, where that run was given up or never made, of the busiest stretch; its
-    `level` says which. Whether it keeps the objective is always the last verdict.
+    `level` says which. Whether it keeps the objective is always the last verdict. `hopeless` are those whose every run was
+    given up, so that they have no value.
     """
     drawn = []
+    valued = {(point.usd_per_hour, point.label) for point in found.points if point.values_level}
+    given_up = {(p.usd_per_hour, p.label, str(p.deployment.device)) for p in found.points if not p.values_level}
+    hopeless = [
+        {"x": price, "label": label, "gpu": gpu} for price, label, gpu in sorted(given_up) if (price, label) not in valued
+    ]
     for target in found.slo.targets:
         name = f"{target.metric}_{target.statistic}"
         points: list[dict[str, Any]] = []
@@ -351,6 +363,7 @@ def fronts(found: Plan) -> list[dict[str, Any]]:
                 "y": f"{name}, seconds",
                 "limit": target.seconds,
                 "points": points,
+                "hopeless": hopeless,
             }
         )
     return drawn
@@ -378,11 +391,12 @@ def launch_commands(point: Point, workload: Workload) -> dict[str, str]:
     wide = deployment.weight_dtype not in ("fp8", "fp8_block", "int4", "int8", "fp4")
     quantized = {"fp8": "fp8", "fp8_block": "fp8", "int4": "awq_marlin", "int8": "compressed-tensors", "fp4": "modelopt_fp4"}
     small_cache = deployment.kv_dtype == "fp8"
+    groups = deployment.attention_data_parallel  # vLLM's limits are those of one data-parallel rank
     vllm = [
         f"vllm serve {deployment.model}",
         *_vllm_layout(deployment),
-        f"--max-num-seqs {deployment.max_num_seqs}",
-        f"--max-num-batched-tokens {deployment.max_num_batched_tokens}",
+        f"--max-num-seqs {-(-(deployment.max_num_seqs or 256) // groups)}",
+        f"--max-num-batched-tokens {-(-(deployment.max_num_batched_tokens or 8192) // groups)}",
         f"--max-model-len {length}",
         f"--gpu-memory-utilization {deployment.gpu_memory_utilization:g}",
         "--enable-prefix-caching" if deployment.prefix_caching else "--no-enable-prefix-caching",

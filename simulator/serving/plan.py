@@ -29,7 +29,17 @@ from llmlab.simulator.hardware.profile import load_device
 from llmlab.simulator.model.description import load_model
 from llmlab.simulator.serving import answer
 from llmlab.simulator.serving.deployment import Deployment
-from llmlab.simulator.serving.search import BATCHED_TOKENS, NUM_SEQS, Context, Point, Progress, Search, busiest
+from llmlab.simulator.serving.search import (
+    BATCHED_TOKENS,
+    NUM_SEQS,
+    ON_WHOLE,
+    WINDOW_ONLY,
+    Context,
+    Point,
+    Progress,
+    Search,
+    busiest,
+)
 from llmlab.simulator.serving.slo import Slo
 from llmlab.simulator.sweep import ENGINES, Store, start_engine
 from llmlab.simulator.workload.workload import Workload
@@ -272,6 +282,7 @@ def plan(
     searched = {
         "considered": considered,
         "parts": counts,
+        "deployments_simulated": counts.get(WINDOW_ONLY, 0) + counts.get(ON_WHOLE, 0),
         "search_simulations": simulated,
         "simulations": search.simulations,
         "seconds": found_s,

@@ -40,6 +40,8 @@ FURTHER = 2.0
 UNCAPPED = ("chunked_prefill", "continuous_batching")
 """Schedulers for which a batch size that is never reached changes nothing."""
 
+ON_WHOLE, WINDOW_ONLY = "simulated on the whole workload", "hopeless on the busiest stretch"
+
 DEGREES = ("tensor_parallel", "expert_parallel", "attention_data_parallel", "pipeline_parallel")
 
 Progress = Callable[[str, int, int], None]
@@ -434,7 +436,7 @@ class Search:
             if point.same_run:
                 self.counts["same run as another batch size"] += 1
             else:
-                self.counts["simulated on the whole workload" if point.level == "whole" else "hopeless on the stretch"] += 1
+                self.counts[ON_WHOLE if point.level == "whole" else WINDOW_ONLY] += 1
         return chosen, runner_up, finals
 
 

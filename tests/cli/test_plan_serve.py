@@ -18,6 +18,8 @@ def command(tmp_path, *extra, text=TRACE, **changes):
         "gpu": "h100,a100",
         "max-gpus": "2",
         "workers": "1",
+        "max-num-seqs": "32,64",
+        "max-num-batched-tokens": "512,2048",
     } | changes
     return ["plan", "serve", *(part for name, value in options.items() for part in (f"--{name}", value)), *extra]
 

@@ -11,7 +11,8 @@ bit for bit. The order of what happens at one instant is total:
 Disaggregated: a prefill worker computes the prompt and the first token; its blocks stay there until a decode worker has
 reserved room for them and the transfer is over. A decode worker that holds part of the prompt in its prefix cache gets only
 the rest. A request preempted on a decode worker is recomputed there. If the target fails during a transfer the prompt waits
-for another; if the source fails it is a retry. Units: integer nanoseconds, tokens, joules.
+for another; if the source fails it is a retry. A decode worker takes an arrived cache into its very next step, however far its
+scheduler works ahead. Units: integer nanoseconds, tokens, joules.
 """
 
 from __future__ import annotations

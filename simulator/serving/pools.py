@@ -136,7 +136,8 @@ class Fleet:
         pools: of one model, with one block size; either all of role both, or at least one prefill and one decode pool.
         router: a key of `ROUTERS` over the replicas that take arrivals. None: least outstanding, or with prefill pools the
             one with the fewest prompt tokens still to compute, reusable prefixes left out.
-        staleness_s: age of what the router knows of its replicas.
+        staleness_s: age of what a named router knows of its replicas; the assignment of prompts where none is named knows the
+            present.
         failures: what fails, and how often.
         retries: what happens to requests whose replica failed.
         transfer: how caches move from prefill to decode workers.

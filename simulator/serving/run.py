@@ -122,6 +122,7 @@ def describe(result: SimulationResult, slo: Slo | None = None) -> dict[str, Any]
             "features": asdict(deployment.features),
             "usd_per_hour": sum(each.usd_per_hour for each in _sites(result)),
         },
+        **({"fleet": _fleet_settings(result.fleet)} if isinstance(result, FleetResult) else {}),
         "workload": result.workload.name,
         "notes": [*dict.fromkeys(notes), *sorted(set(result.log.refused.values()))[:3]],
     }
@@ -129,6 +130,14 @@ def describe(result: SimulationResult, slo: Slo | None = None) -> dict[str, Any]
 
 def _sites(result: SimulationResult) -> Sequence[Site]:
     return result.sites if isinstance(result, FleetResult) else (result.site,)
+
+
+def _fleet_settings(fleet: Fleet) -> dict[str, Any]:
+    """What holds for a whole fleet, as plain values."""
+    plain = {name: getattr(fleet, name) for name in ("failures", "retries", "transfer", "prefix_pool")}
+    return {"router": fleet.router, "staleness_s": fleet.staleness_s} | {
+        name: asdict(value) if value is not None else None for name, value in plain.items()
+    }
 
 
 def _pool_rows(pools: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -214,7 +214,10 @@ def test_the_command_takes_a_file_and_refuses_what_contradicts_it(tmp_path):
     picture, trace = tmp_path / "p.png", tmp_path / "t.json"
     found = run(app, [*arguments, *deployed, "--plot", str(picture), "--trace", str(trace), "--json"])
     assert found.exit_code == 0, found.output
-    assert json.loads(found.stdout)["finished"] == 40
+    said = json.loads(found.stdout)
+    assert said["finished"] == 40
+    assert said["fleet"]["failures"]["gpu"] == {"mtbf_s": 400, "mttr_s": 20}
+    assert said["pools"][0]["devices"] == 2
     assert picture.stat().st_size > 10_000
     assert json.loads(trace.read_text())["traceEvents"]
     table = run(app, [*arguments, *deployed])

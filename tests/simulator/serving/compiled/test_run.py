@@ -1,10 +1,11 @@
 """The compiled loop equals the SimPy path: every field of the log, whatever the workload and the options."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 
+from llmlab.reference.errors import InputError
 from llmlab.reference.serving.chunked_prefill import ChunkedPrefill
 from llmlab.reference.serving.continuous_batching import ContinuousBatching
 from llmlab.reference.serving.inflight_batching import GuaranteedNoEvict, GuaranteedPrefillFirst
@@ -13,7 +14,10 @@ from llmlab.reference.serving.prefix_cache import PrefixCache
 from llmlab.reference.serving.router import make_router
 from llmlab.simulator.cost.step import StepCost
 from llmlab.simulator.serving.cluster import Cluster, Log
+from llmlab.simulator.serving.compiled import run as compiled_run
 from llmlab.simulator.serving.compiled.run import CompiledCluster, reason_against
+from llmlab.simulator.serving.deployment import Deployment
+from llmlab.simulator.serving.simulate import simulate
 from llmlab.simulator.serving.slo import Watch, parse_slo
 from llmlab.simulator.workload.workload import Workload
 
@@ -148,3 +152,119 @@ def test_every_event_of_random_runs_is_the_same(block):
             assert_same(simpy, fast)
         except AssertionError as error:
             raise AssertionError(f"seed {seed}: {error}") from None
+
+
+def one_run(seed=3):
+    rng = np.random.default_rng(seed)
+    workload = draw_workload(rng)
+    return workload, draw_options(rng, workload)
+
+
+@pytest.mark.parametrize("name", ["sent_ns", "first_token_ns", "finished_ns", "cached_tokens", "busy_ns", "replica"])
+def test_one_nanosecond_or_token_more_anywhere_is_seen(name):
+    """The comparison itself can fail: a single number that is off by one."""
+    simpy, fast = logs(*one_run())
+    assert_same(simpy, fast)
+    getattr(fast, name)[-1] += 1
+    with pytest.raises(AssertionError, match=name):
+        assert_same(simpy, fast)
+
+
+def test_a_wrong_price_of_one_step_is_seen():
+    """The longest table entry a run uses, off by a part in a million, moves an event."""
+    workload, options = one_run(1)
+    simpy, _ = logs(workload, options)
+    router = make_router(options["policy"], options["replicas"], np.random.default_rng(options["seed"]))
+    cluster = CompiledCluster(workload, schedulers_of(options), COST, router, **options["cluster"])
+    cluster.cost.parts.tokens_s[1:] *= 1.000001
+    try:
+        with pytest.raises(AssertionError):
+            assert_same(simpy, cluster.run())
+    finally:
+        cluster.cost.parts.tokens_s[1:] = COST.tables.tokens_s[1:]
+
+
+def test_preemption_and_eviction_happen_in_the_random_runs():
+    """Else their equality would say nothing."""
+    preempted = refused = gave_up = cached = 0
+    for seed in range(40):
+        simpy, _ = logs(*one_run(seed))
+        preempted += sum(simpy.preemptions)
+        refused += len(simpy.refused)
+        gave_up += simpy.gave_up
+        cached += sum(simpy.cached_tokens)
+    assert min(preempted, refused, cached) > 20
+    assert gave_up
+
+
+def test_many_short_steps_fill_the_buffers_more_than_once(monkeypatch):
+    monkeypatch.setattr(compiled_run, "GAPS", 64)
+    monkeypatch.setattr(compiled_run, "STEPS", 16)
+    monkeypatch.setattr(compiled_run, "EVENTS", 50)
+    for seed in (2, 4):
+        assert_same(*logs(*one_run(seed)))
+
+
+class Unknown(ChunkedPrefill):
+    """A policy nobody compiled."""
+
+
+class WithMore(ContinuousBatching):
+    """A known policy with something more to remember."""
+
+    __slots__ = ("more",)
+
+
+def test_what_is_not_known_is_left_to_the_readable_path():
+    workload, _ = one_run(4)
+    router = make_router("round_robin", 1, np.random.default_rng(0))
+    limits = {"max_num_seqs": 2, "max_num_batched_tokens": 600}
+    known = ChunkedPrefill(KVBlocks(40, 16), **limits)
+    assert reason_against(workload, [known], COST, router) is None
+    assert "Unknown" in reason_against(workload, [Unknown(KVBlocks(40, 16), **limits)], COST, router)
+    assert "WithMore" in reason_against(workload, [WithMore(KVBlocks(40, 16), **limits)], COST, router)
+    assert "differ" in reason_against(workload, [known, ChunkedPrefill(KVBlocks(41, 16), **limits)], COST, router)
+    hosted = ChunkedPrefill(KVBlocks(40, 16, num_host_blocks=4), **limits)
+    assert "host" in reason_against(workload, [hosted], COST, router)
+    assert "step times" in reason_against(workload, [known], lambda shape: 1, router)
+    late = make_router("round_robin", 1, np.random.default_rng(0))
+    late.delay(5)
+    assert "late" in reason_against(workload, [known], COST, late)
+    turns = replace(workload, session=np.arange(len(workload)), gap_ns=np.zeros(len(workload), dtype=np.int64))
+    assert reason_against(turns, [known], COST, router) == "sessions"
+
+
+def test_simulate_takes_the_path_it_was_asked_for_and_says_which():
+    deployment = Deployment("Meta-Llama-3-8B", "h100", replicas=2, router="power_of_two")
+    rng = np.random.default_rng(5)
+    workload = Workload(np.sort(rng.integers(0, 20 * 10**9, 300)), rng.integers(1, 900, 300), rng.integers(1, 200, 300))
+    runs = {path: simulate(deployment, workload, path=path, seed=3, stretch=1.1) for path in ("simpy", "compiled", "auto")}
+    assert {path: run.path for path, run in runs.items()} == {"simpy": "simpy", "compiled": "compiled", "auto": "compiled"}
+    assert runs["simpy"].path_reason == "chosen"
+    assert_same(runs["simpy"].log, runs["compiled"].log)
+    assert runs["simpy"].metrics() == runs["compiled"].metrics()
+    short = simulate(deployment, workload.first(5))
+    assert (short.path, "tokens" in short.path_reason) == ("simpy", True)
+
+
+def test_asking_the_compiled_path_for_what_it_does_not_know_is_an_error():
+    deployment = Deployment("Meta-Llama-3-8B", "h100", scheduler="orca")
+    workload = Workload([0], [100], [30_000])
+    assert simulate(deployment, Workload([0, 0], [9, 9], [2, 2])).path == "simpy"
+    with pytest.raises(InputError, match="Orca"):
+        simulate(deployment, workload, path="compiled")
+
+
+def test_sketches_of_a_run_are_near_its_statistics():
+    pytest.importorskip("datasketches", reason="needs datasketches")
+    deployment = Deployment("Meta-Llama-3-8B", "h100", replicas=2)
+    rng = np.random.default_rng(5)
+    workload = Workload(np.sort(rng.integers(0, 200 * 10**9, 4000)), rng.integers(1, 900, 4000), rng.integers(1, 60, 4000))
+    exact, streamed = (simulate(deployment, workload, path="compiled", stream=stream) for stream in (False, True))
+    ours, theirs = exact.metrics(parse_slo("ttft_p99=2s")), streamed.metrics(parse_slo("ttft_p99=2s"))
+    for metric in ("ttft_s", "tpot_s", "e2e_s", "queue_s"):
+        for name, value in ours[metric].items():
+            assert theirs[metric].pop(name) == pytest.approx(value, rel=0.02), (metric, name)
+        del ours[metric], theirs[metric]
+    assert theirs.pop("mean_in_system") == pytest.approx(ours.pop("mean_in_system"))
+    assert ours == theirs

@@ -5,7 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from llmlab.harness.validation.intervals import FEWEST, LEVEL, interval, interval_table, metric_kind, residual_quantiles
+from llmlab.harness.validation.intervals import (
+    FEWEST,
+    FEWEST_OF_ENGINE,
+    LEVEL,
+    STRANGER,
+    interval,
+    interval_table,
+    metric_kind,
+    residual_quantiles,
+)
 from llmlab.harness.validation.summary import error_figures, grouped
 
 
@@ -73,3 +82,26 @@ def test_a_larger_sample_widens_no_further_than_its_extremes() -> None:
 def test_kinds_join_the_percentiles_of_one_latency() -> None:
     assert metric_kind("itl_p99_ms") == metric_kind("itl_p95_ms") == "itl_tail"
     assert metric_kind("itl_p50_ms") == "itl"
+
+
+def test_each_trust_has_its_own_interval_and_only_coarser_ones_are_stretched():
+    sure = [{**_row(10.0 + 0.01 * i, 10.0), "trust": "fitted", "engine": "one"} for i in range(FEWEST)]
+    guessed = [{**_row(10.0 + 0.5 * i, 10.0), "trust": "prior", "engine": "two"} for i in range(FEWEST)]
+    table = interval_table([*sure, *guessed])
+
+    def width(trust: str, widening: float = 1.0, **more: bool) -> float:
+        low, high = interval(table, "static_batch", "tpot_mean_ms", 10.0, widening, engine="one", trust=trust, **more)
+        return high - low
+
+    assert width("fitted") < 0.3 < 3 < width("prior")
+    assert width("prior", 2.0) == width("prior")
+    assert width("unheard of", 2.0) > width("unheard of")
+    assert width("fitted", stranger=True) == pytest.approx(STRANGER * width("fitted"))
+
+
+def test_an_engine_with_many_runs_has_an_interval_of_its_own():
+    own = [{**_row(10.0 + 0.01 * i, 10.0), "trust": "fitted", "engine": "one"} for i in range(FEWEST_OF_ENGINE)]
+    others = [{**_row(20.0 + 0.1 * i, 10.0), "trust": "fitted", "engine": "two"} for i in range(FEWEST)]
+    table = interval_table([*own, *others])
+    assert "static_batch/tpot@fitted@one" in table
+    assert "static_batch/tpot@fitted@two" not in table

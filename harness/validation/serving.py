@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from llmlab.harness.validation.fluid import settled
 from llmlab.harness.validation.intervals import interval
 from llmlab.harness.validation.layouts import Shared, shared_out
 from llmlab.harness.validation.left_out_table import beside, shipped_table
@@ -33,9 +34,10 @@ from llmlab.harness.validation.resolve import (
     resolve_model,
     resolve_weight_dtype,
 )
-from llmlab.harness.validation.rows import MeasuredRow, read_rows
+from llmlab.harness.validation.rows import STATISTICS, MeasuredRow, read_rows
 from llmlab.harness.validation.summary import error_figures, grouped
 from llmlab.reference.errors import InputError
+from llmlab.simulator.cost.batch import BatchShape
 from llmlab.simulator.cost.engine import EngineModel, fit_of, load_engine
 from llmlab.simulator.hardware.device import Device
 from llmlab.simulator.hardware.profile import PRIOR_WIDENING, DeviceProfile
@@ -47,6 +49,8 @@ from llmlab.simulator.serving.simulate import SimulationResult, simulate
 from llmlab.simulator.serving.simulate_fleet import simulate_fleet
 
 BLOCK_TOKENS = 16
+FLUID_FROM = 3e5
+"""Tokens in flight from which a loop over prefill and decode workers is taken by its means."""
 POOL_FROM = 2e6
 """Tokens from which starting processes pays."""
 INTERVALS = Path(__file__).resolve().parent / "serving_intervals.yaml"
@@ -232,6 +236,8 @@ def predict(
     if setup.prefill is None:
         result = simulate(_site(setup), setup.load.workload)
     else:
+        if setup.load.workload.clients * float(setup.load.workload.output_tokens.mean()) > FLUID_FROM:
+            return _settled(setup, setup.prefill)
         pools = (Pool(setup.prefill, "prefill"), Pool(setup.deployment, "decode"))
         try:
             result = simulate_fleet(Fleet(pools, transfer=Transfer(first_token="decode")), setup.load.workload)
@@ -242,6 +248,47 @@ def predict(
             f"{refused} of {len(setup.load.workload)} requests refused: {next(iter(result.log.refused.values()))}"
         )
     return measure(result, setup.load, setup.shared.devices)
+
+
+def _settled(setup: Setup, prefill: Deployment) -> dict[str, float]:
+    """A busy loop over prefill and decode workers by its means; percentiles of a latency are taken as equal to it."""
+    try:
+        first, second = resolve(prefill), resolve(setup.deployment)
+    except InputError as error:
+        raise Unsimulated(str(error)) from None
+    workload = setup.load.workload
+    prompt, output = float(workload.prompt_tokens.mean()), float(workload.output_tokens.mean())
+    together = max(1, int(first.max_num_batched_tokens // prompt))
+    new = round(prompt)
+    burst_s = first.cost.seconds(BatchShape(((new, 0),) * together, 0, 0, together))
+    alone_s = first.cost.seconds(BatchShape(((new, 0),), 0, 0, 1)) + first.engine.host_request_s
+
+    def step_s(batch: float) -> float:
+        requests = max(1, round(batch))
+        return second.cost.seconds(BatchShape((), requests, round(requests * (prompt + output / 2)), requests))
+
+    held = second.kv_blocks * setup.deployment.block_tokens / (prompt + output)
+    found = settled(
+        workload.clients,
+        output,
+        prefill.replicas * together / burst_s,
+        alone_s,
+        step_s,
+        setup.deployment.replicas,
+        max(1.0, min(held, second.max_num_seqs)),
+    )
+    rate, devices = found["requests_per_s"], setup.shared.devices
+    figures = {
+        f"{name}_{statistic}_ms": 1e3 * found[f"{kind}_s"]
+        for name, kind in (("ttft", "ttft"), ("tpot", "tpot"), ("itl", "tpot"), ("e2e", "e2e"))
+        for statistic in STATISTICS
+    }
+    return figures | {
+        "req_per_s": rate,
+        "out_tok_per_s": rate * output,
+        "out_tok_per_s_per_gpu": rate * output / devices,
+        "total_tok_per_s": rate * (output + prompt),
+    }
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ class DeviceProfile:
                 return self.curve(kind), device.node_link_bytes_per_s
             curve, inside = self.collective(kind, joined)
             return curve, 1.0 / (1.0 / inside + 1.0 / (device.node_link_bytes_per_s * joined))
-        if ranks <= device.bridge_devices:
+        if 1 < ranks <= device.bridge_devices:
             return self.curves.get(f"{kind}.nccl") or self.curve(kind), device.bridge_bytes_per_s
         if device.link.startswith("pcie") and not (device.fitted and kind in self.curves):
             return Curve.prior("collective_ring"), device.link_bytes_per_s

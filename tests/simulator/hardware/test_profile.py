@@ -165,3 +165,9 @@ def test_more_devices_than_the_link_joins_wait_for_the_network():
     assert across.collective("all_reduce", 16)[1] > across.device.node_link_bytes_per_s
     assert across.collective("all_to_all", 16)[1] == across.device.node_link_bytes_per_s
     assert rack.collective("all_to_all", 64)[1] == rack.device.link_bytes_per_s
+
+
+def test_a_device_alone_in_its_node_reaches_others_over_the_network():
+    alone = replace(load_device("H100-SXM-80GB").device, devices_per_node=1, link_devices=0)
+    profile = replace(load_device("H100-SXM-80GB"), device=alone)
+    assert 0 < profile.collective("all_reduce", 2)[1] <= alone.node_link_bytes_per_s

@@ -7,6 +7,7 @@ at random, so equal runs have equal statistics. Means and extremes are exact.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -69,17 +70,25 @@ class Sketch:
         return {name: one(name) for name in names}
 
 
-def _digest() -> Any:
-    """An empty digest.
+def available() -> bool:
+    """Say whether the library is installed."""
+    return find_spec("datasketches") is not None
+
+
+def require() -> None:
+    """Refuse before anything is simulated.
 
     Raises:
         InputError: the library is not installed.
     """
-    try:
-        from datasketches import tdigest_double
-    except ImportError:
-        why = "needs the datasketches library: pip install 'llmlab[stream]', or keep the run exact"
-        raise InputError("simulate", "stream", True, why) from None
+    if not available():
+        raise InputError("simulate", "stream", True, "needs the library datasketches: install it, or keep the run exact")
+
+
+def _digest() -> Any:
+    require()
+    from datasketches import tdigest_double
+
     return tdigest_double(CENTROIDS)
 
 

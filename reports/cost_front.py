@@ -255,6 +255,7 @@ def _load(axes: Any, why: Mapping[str, Any], fronts: Sequence[Mapping[str, Any]]
             ha="right" if near else "left",
             fontsize=9.5,
             color=GOOD,
+            bbox={"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none", "alpha": 0.9},
         )
     axes.set_ylim(0, top)
     axes.set_xlim(0, unit * last * 1.12)

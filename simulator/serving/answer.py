@@ -99,7 +99,7 @@ def time_parts(result: SimulationResult) -> dict[str, list[dict[str, Any]]]:
     frontend_s = result.site.engine.host_request_s
     prompt: dict[str, float] = defaultdict(float)
     decode: dict[str, float] = defaultdict(float)
-    for shape, duration_ns in result.sampled(64):
+    for shape, duration_ns in result.sampled(256):
         new = sum(tokens for tokens, _ in shape.prefill)
         seconds = duration_ns / 1e9
         whole = cost.breakdown(shape)

@@ -277,7 +277,7 @@ def route(
     chosen: list[int] = []
     for now, hashes in enumerate(arrivals):
         router.now = now
-        for replica in range(num_replicas):
+        for replica in {down for down, _, _ in outages}:
             up = all(not (replica == down and first <= now < last) for down, first, last in outages)
             if router.up[replica] and not up:
                 router.lost(replica)

@@ -21,7 +21,7 @@ from llmlab.reference.files import write_atomic
 from llmlab.reference.serving.router import make_router
 from llmlab.simulator.cost.batch import BatchShape
 from llmlab.simulator.cost.step import StepCost
-from llmlab.simulator.serving import metrics
+from llmlab.simulator.serving import metrics, sketch
 from llmlab.simulator.serving.cluster import NEVER, Cluster, Log
 from llmlab.simulator.serving.deployment import Deployment, Site, resolve
 from llmlab.simulator.serving.energy import Power, balance_rows
@@ -34,6 +34,12 @@ EXACT_REQUESTS = 200_000
 
 QUICK_TOKENS = 20_000
 """Below so many tokens to emit the readable loop is done before the compiled one is loaded."""
+
+COMPILING_TOKENS = 5_000_000
+"""What the readable loop emits in about the time that compiling the other takes, once on a machine. Until the runs of a process
+have that many together, "auto" does not start to compile."""
+
+_left_to_simpy = [0]  # tokens of runs that did not wait for the compiler
 
 REQUEST_ENDINGS = (".csv", ".parquet")
 TRACE_ENDINGS = (".json", ".json.gz")
@@ -232,7 +238,8 @@ def simulate(
             or an optimistic run.
         path: "simpy" is the readable loop, "compiled" the quick one with the same events. "auto" takes the compiled one where
             it knows all that is asked for and there is enough to do to be worth loading it.
-        stream: take quantiles from sketches instead of keeping every latency; None does so above `EXACT_REQUESTS` requests.
+        stream: take quantiles from sketches instead of keeping every latency; None does so above `EXACT_REQUESTS` requests
+            where the library for it is installed.
         progress: called now and then with (requests done, requests).
 
     Raises:
@@ -271,16 +278,22 @@ def simulate(
         "progress": progress,
     }
     if stream is None:
-        stream = len(workload) > EXACT_REQUESTS
+        stream = len(workload) > EXACT_REQUESTS and sketch.available()
+    if stream:
+        sketch.require()
     reason = "chosen" if path == "simpy" else ""
     if path == "auto" and int(workload.output_tokens.sum()) < QUICK_TOKENS:
         reason = f"fewer than {QUICK_TOKENS} tokens to emit"
     if not reason:
-        from llmlab.simulator.serving.compiled.run import CompiledCluster, reason_against
+        from llmlab.simulator.serving.compiled.run import CompiledCluster, is_compiled, reason_against
 
         reason = reason_against(workload, schedulers, site.cost, router) or ""
         if reason and path == "compiled":
             raise InputError("simulate", "path", path, f"does not know: {reason}")
+        if path == "auto" and not reason and not is_compiled():
+            _left_to_simpy[0] += int(workload.output_tokens.sum())
+            if _left_to_simpy[0] < COMPILING_TOKENS:
+                reason = "the quick loop is not compiled yet, and that would take longer"
         if not reason:
             compiled = CompiledCluster(workload, schedulers, site.cost, router, stretch=stretch, stream=stream, **options)
             log = compiled.run()

@@ -7,8 +7,10 @@ the SimPy path, with the reason.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -132,7 +134,21 @@ def _limits(scheduler: Queue) -> tuple[Any, ...]:
 @lru_cache(maxsize=1)
 def _play() -> Any:
     """The compiled loop, taken from Numba's cache where none of its sources changed."""
-    return loop.compiled_with(compiled.sources(assemble, compiled, loop, memory, records))
+    return loop.compiled_with(_sources())
+
+
+def _sources() -> int:
+    return compiled.sources(assemble, compiled, loop, memory, records)
+
+
+def _mark() -> Path:
+    """A file beside Numba's cache that says for which sources the loop was compiled."""
+    return Path(_play().stats.cache_path) / f"loop.{_sources():014x}.compiled"
+
+
+def is_compiled() -> bool:
+    """Say whether the loop can be loaded rather than compiled."""
+    return bool(_play().signatures) or _mark().exists()
 
 
 class CompiledCluster:
@@ -288,7 +304,11 @@ class CompiledCluster:
         play, world, total = _play(), self.world, len(self.workload)
         state = loop.PAUSED
         while state == loop.PAUSED:
+            fresh = not play.signatures
             state = int(play(world, self.cost, EVENTS))
+            if fresh:
+                with suppress(OSError):  # nobody waits for it
+                    _mark().touch()
             self._empty_buffers()
             if self.progress is not None:
                 self.progress(total - int(world.run["unfinished"][0]), total)

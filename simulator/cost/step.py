@@ -239,7 +239,7 @@ class StepCost:
         if isinstance(operator, Gemm | Moved) and operator.share != 1.0:  # requests attended for on other devices
             rows = np.ceil(rows * operator.share)
         if isinstance(operator, Gemm):
-            columns = {"m": rows, "n": operator.n, "k": operator.k}
+            columns: dict[str, Any] = {"m": rows, "n": operator.n, "k": operator.k}
         elif isinstance(operator, Experts):
             columns = {
                 "tokens": rows,

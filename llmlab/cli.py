@@ -538,7 +538,8 @@ def plan_serve_command(
     """Find the cheapest deployment that keeps an objective: what binds, how to start it. Exit code 1 if none does.
 
     Every option (device, tensor parallelism, dtypes, scheduler, router, batch and chunk size, replicas) is considered: lower
-    bounds exclude most, the rest is simulated in order of price. The answer is the one an exhaustive search would give.
+    bounds exclude most, the rest is simulated in order of price. The answer is the one an exhaustive search would give, but
+    for options that miss a limit three times over on the busiest stretch: those are not tried on the whole workload.
     """
     from llmlab.simulator.serving.answer import tables
     from llmlab.simulator.serving.plan import plan, read_prices, read_sizes, where_to_run

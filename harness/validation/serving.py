@@ -53,6 +53,8 @@ FLUID_FROM = 3e5
 """Tokens in flight from which a loop over prefill and decode workers is taken by its means."""
 POOL_FROM = 2e6
 """Tokens from which starting processes pays."""
+UNSTREAMED_REQUEST_S = 4e-6
+"""Host time per request and step of an offline job: nobody is sent its tokens one by one."""
 INTERVALS = Path(__file__).resolve().parent / "serving_intervals.yaml"
 KEYS = (
     "row_id",
@@ -115,6 +117,8 @@ def setup_of(row: MeasuredRow, engines: Mapping[str, EngineModel] | None = None)
     )
     shared = shared_out(row, moe=model.is_moe, least=_least_devices(model.name, device, weight_dtype))
     engine = (engines or {}).get(facts.key) or load_engine(facts.key)
+    if row.load_mode == "offline_max_throughput":
+        engine = engine.with_constants(host_request_step_s=min(engine.host_request_step_s, UNSTREAMED_REQUEST_S))
     batched = row.count("max_num_batched_tokens") or facts.max_num_batched_tokens
     seqs = row.count("max_num_seqs") or facts.max_num_seqs
     chunked = row.flags.get("chunked_prefill", facts.chunked)

@@ -191,3 +191,12 @@ def test_core_rows_stay_as_close_as_they_were() -> None:
     assert errors["static_batch", "tpot_mean_ms"] < 0.1
     assert errors["closed_loop_concurrency", "tpot_mean_ms"] < 0.12
     assert errors["open_loop_constant_rate", "e2e_mean_ms"] < 0.08
+
+
+def test_an_offline_job_streams_no_tokens() -> None:
+    slow = load_engine("trtllm-v1").with_constants(host_request_step_s=1e-3)
+    quick = load_engine("trtllm-v1").with_constants(host_request_step_s=1e-7)
+    row = _row("offline_max_throughput", version="1.2", num_requests=40)
+    keys = ("trtllm-v1", "trtllm-1.0", "trtllm")
+    rates = [predict(row, dict.fromkeys(keys, engine))["out_tok_per_s"] for engine in (slow, quick)]
+    assert rates[0] == pytest.approx(rates[1], rel=0.1)

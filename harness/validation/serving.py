@@ -377,8 +377,10 @@ def predictions(found: Sequence[Outcome], quantiles: Mapping[str, Sequence[float
             trust = "fitted" if device.fitted and fit_of(engine) else "prior"
             widening = 1.0 if trust == "fitted" else PRIOR_WIDENING
             stranger = bool(known) and model.name not in known
-            labels = {"engine": load_engine(engine).name, "trust": trust, "stranger": stranger}
-            low, high = interval(quantiles, row.load_mode, metric, predicted, widening, **labels)
+            name = load_engine(engine).name
+            low, high = interval(
+                quantiles, row.load_mode, metric, predicted, widening, engine=name, trust=trust, stranger=stranger
+            )
             records.append(
                 {
                     "row_id": row.row_id,
@@ -392,7 +394,7 @@ def predictions(found: Sequence[Outcome], quantiles: Mapping[str, Sequence[float
                     "load_mode": row.load_mode,
                     "device": device.name,
                     "model": model.name.rpartition("/")[2],
-                    "engine": load_engine(engine).name,
+                    "engine": name,
                     "trust": trust,
                     "scored": row.scored and not (biased and metric.startswith("itl")),
                 }

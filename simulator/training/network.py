@@ -1,0 +1,111 @@
+"""Seconds of collectives among ranks of nodes: an algorithm per collective, latency and bandwidth per link.
+
+Ranks of a node share its network ports. A ring over several nodes crosses each node's border once, so rings of other groups
+that run at the same time take their share of the ports; inside a node the ring has its own link.
+Units: bytes, seconds, ranks.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from llmlab.simulator.hardware.device import Device, links
+from llmlab.simulator.training.plan import ParallelPlan
+
+INSIDE_EFFICIENCY = 0.78
+"""Part of the node link's peak that rings reach: 230 to 240 of 300 GB/s in published A100 all-reduces among 4 and 8 devices."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """Devices of one node and what joins them to each other and to other nodes.
+
+    Attributes:
+        node_devices: devices of one node.
+        inside_bytes_per_s, outside_bytes_per_s: of one device's link, one direction, at the efficiency that is reached.
+        inside_latency_s, outside_latency_s: of one hop.
+    """
+
+    node_devices: int
+    inside_bytes_per_s: float
+    outside_bytes_per_s: float
+    inside_latency_s: float = 8e-6
+    outside_latency_s: float = 2e-5
+
+    @classmethod
+    def of(cls, device: Device, efficiency: float, *, node_devices: int = 0, node_bytes_per_s: float = 0.0) -> Network:
+        """The network of a device's usual node; `node_bytes_per_s` is what all ports of a node carry together."""
+        size = node_devices or device.devices_per_node
+        outside = node_bytes_per_s / size if node_bytes_per_s else device.node_link_bytes_per_s
+        hop = links()[device.link].latency_s if device.link in links() else 5e-6
+        return cls(size, device.link_bytes_per_s * INSIDE_EFFICIENCY, outside * efficiency, 3.0 * hop)
+
+    def _bandwidth(self, ranks: int, stride: int) -> tuple[float, float]:
+        """Bytes per second of a ring over `ranks` ranks that lie `stride` apart, and its latency per hop."""
+        if ranks * stride <= self.node_devices:
+            return self.inside_bytes_per_s, self.inside_latency_s
+        inside = max(1, self.node_devices // stride)  # ranks of this group per node
+        return min(self.inside_bytes_per_s, self.outside_bytes_per_s * inside), self.outside_latency_s
+
+    def reduce_scatter_s(self, size: float, ranks: int, stride: int = 1) -> float:
+        """Ring reduce-scatter (or all-gather) of `size` bytes in all.
+
+        >>> Network(8, 1e9, 1e9, 0.0, 0.0).reduce_scatter_s(8e9, 4)
+        6.0
+        """
+        if ranks <= 1 or size <= 0:
+            return 0.0
+        per_s, hop_s = self._bandwidth(ranks, stride)
+        return (ranks - 1) / ranks * size / per_s + self._hops(ranks, stride) * hop_s
+
+    def all_reduce_s(self, size: float, ranks: int, stride: int = 1) -> float:
+        """Ring, or double binary tree where its latency wins (both move 2 (n - 1) / n of the bytes).
+
+        >>> Network(8, 1e9, 1e9, 0.0, 0.0).all_reduce_s(8e9, 4)
+        12.0
+        """
+        if ranks <= 1 or size <= 0:
+            return 0.0
+        return 2.0 * self.reduce_scatter_s(size, ranks, stride)
+
+    def _hops(self, ranks: int, stride: int) -> float:
+        """Hops one after another: a ring within the node, a tree over nodes."""
+        inside = min(ranks, max(1, self.node_devices // stride))
+        nodes = math.ceil(ranks / inside)
+        return min(ranks - 1.0, (inside - 1) + 2.0 * math.log2(nodes) if nodes > 1 else inside - 1.0)
+
+    def all_to_all_s(self, size: float, ranks: int, stride: int = 1) -> float:
+        """Every rank sends `size` / ranks bytes to each other one; what leaves the node goes over the rank's own port."""
+        if ranks <= 1 or size <= 0:
+            return 0.0
+        inside = min(ranks, max(1, self.node_devices // stride))
+        seconds = (inside - 1) / ranks * size / self.inside_bytes_per_s + self.inside_latency_s
+        if ranks > inside:
+            seconds = max(seconds, (ranks - inside) / ranks * size / self.outside_bytes_per_s + self.outside_latency_s)
+        return seconds
+
+    def send_s(self, size: float, stride: int) -> float:
+        """Hand `size` bytes to the rank `stride` away."""
+        if stride < self.node_devices:
+            return size / self.inside_bytes_per_s + self.inside_latency_s
+        return size / self.outside_bytes_per_s + self.outside_latency_s
+
+
+@dataclass(frozen=True)
+class Strides:
+    """Distance between neighbouring ranks of each group: tensor, context, data, pipeline."""
+
+    tp: int
+    cp: int
+    dp: int
+    pp: int
+
+    @classmethod
+    def of(cls, plan: ParallelPlan) -> Strides:
+        """Tensor-parallel ranks next to each other, pipeline stages furthest apart.
+
+        >>> Strides.of(ParallelPlan(dp=2, tp=8, pp=4))
+        Strides(tp=1, cp=8, dp=8, pp=16)
+        """
+        return cls(1, plan.tp, plan.tp * plan.cp, plan.tp * plan.cp * plan.dp)

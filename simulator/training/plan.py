@@ -1,0 +1,301 @@
+"""How a training step is laid out over devices, checked; and what frameworks are called after it.
+
+Ranks are numbered as Megatron-LM numbers them (arXiv:2104.04473, section 3): tensor-parallel ranks next to each other, then
+context, then data (experts are dealt to data-parallel ranks), then pipeline. Sizes are counts; lengths are tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from llmlab.reference.errors import InputError
+from llmlab.reference.models._config import ModelConfig
+from llmlab.simulator.model.description import ModelDescription
+
+Recompute = Literal["none", "selective", "full"]
+
+SCHEDULES = ("naive", "gpipe", "1f1b", "interleaved", "zb-h1", "zb-h2", "zb-1p", "zb-2p")
+PRECISIONS = ("float16", "bfloat16", "fp8", "float32")
+OPTIMIZERS: Mapping[str, float] = {"adam": 8.0, "sgd-momentum": 4.0, "sgd": 0.0}
+"""Bytes of float32 state per weight beside the master copy."""
+PRESETS = Path(__file__).resolve().parent / "frameworks.yaml"
+
+
+@dataclass(frozen=True)
+class ParallelPlan:
+    """Degrees of every parallelism, batch sizes and what is kept.
+
+    Attributes:
+        dp, tp, pp, cp, ep: data, tensor, pipeline, context and expert parallel degrees; `ep` deals experts to ranks of `dp`.
+        virtual_stages: chunks of layers per pipeline rank (1 unless the schedule interleaves).
+        sequence_parallel: norms and dropouts are split over the tensor-parallel ranks too (arXiv:2205.05198, section 4.2.2).
+        zero_stage: what data-parallel ranks share out: 0 nothing, 1 optimizer state, 2 gradients too, 3 weights too (FSDP).
+        shard_over: ranks a ZeRO-3 shard group spans; all of `dp` where 0 (hybrid sharding otherwise).
+        microbatch: sequences of one forward pass on one data-parallel rank.
+        global_batch: sequences of one optimizer step.
+        sequence: tokens of one sequence.
+        recompute: activations that are computed again in the backward pass: none, selective (attention core), full (layers).
+        offload: optimizer state and master weights live in host memory (ZeRO-Offload, arXiv:2101.06840).
+        framework: preset whose habits and fitted constants apply.
+    """
+
+    dp: int = 1
+    tp: int = 1
+    pp: int = 1
+    cp: int = 1
+    ep: int = 1
+    virtual_stages: int = 1
+    sequence_parallel: bool = False
+    zero_stage: int = 0
+    shard_over: int = 0
+    microbatch: int = 1
+    global_batch: int = 1
+    sequence: int = 2048
+    recompute: Recompute = "none"
+    precision: str = "bfloat16"
+    optimizer: str = "adam"
+    schedule: str = "1f1b"
+    offload: bool = False
+    framework: str = "megatron"
+
+    @property
+    def gpus(self) -> int:
+        """Devices of the whole plan."""
+        return self.dp * self.tp * self.pp * self.cp
+
+    @property
+    def microbatches(self) -> int:
+        """Forward passes of one data-parallel rank in one step.
+
+        >>> ParallelPlan(dp=2, microbatch=4, global_batch=64).microbatches
+        8
+        """
+        return self.global_batch // (self.dp * self.microbatch)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one optimizer step."""
+        return self.global_batch * self.sequence
+
+    def check(self, model: ModelDescription, where: str = "plan") -> None:
+        """Refuse a plan that cannot run, with the first reason.
+
+        Raises:
+            InputError: a degree below 1, sizes that do not divide, more stages than layers, or an unknown name.
+        """
+        for name in ("dp", "tp", "pp", "cp", "ep", "virtual_stages", "microbatch", "global_batch", "sequence"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise InputError(where, name, value, "must be a whole number of at least 1")
+        for name, known in (
+            ("schedule", SCHEDULES),
+            ("precision", PRECISIONS),
+            ("optimizer", tuple(OPTIMIZERS)),
+            ("recompute", ("none", "selective", "full")),
+            ("zero_stage", (0, 1, 2, 3)),
+            ("framework", tuple(framework_names())),
+        ):
+            if getattr(self, name) not in known:
+                raise InputError(where, name, getattr(self, name), f"not one of {', '.join(map(str, known))}")
+        self._check_sizes(model, where)
+
+    def _check_sizes(self, model: ModelDescription, where: str) -> None:
+        c = model.config
+        if self.global_batch % (self.dp * self.microbatch):
+            raise InputError(
+                where, "global_batch", self.global_batch, f"must be a multiple of dp x microbatch = {self.dp} x {self.microbatch}"
+            )
+        if self.shard_over and (self.shard_over < 0 or self.dp % self.shard_over):
+            raise InputError(where, "shard_over", self.shard_over, f"must divide dp={self.dp}")
+        stages = self.pp * self.virtual_stages
+        if stages > model.layers:
+            raise InputError(where, "pp", self.pp, f"{stages} stages are more than the {model.layers} layers of {model.name}")
+        if self.virtual_stages > 1 and model.layers % stages and (model.layers + 2) % stages:
+            raise InputError(where, "virtual_stages", self.virtual_stages, f"{stages} chunks must divide {model.layers} layers")
+        if self.virtual_stages > 1 and self.schedule != "interleaved":
+            raise InputError(where, "virtual_stages", self.virtual_stages, f"schedule {self.schedule} has one chunk per rank")
+        if self.virtual_stages > 1 and self.microbatches % self.pp:
+            raise InputError(
+                where, "global_batch", self.global_batch, f"{self.microbatches} microbatches must divide by pp={self.pp}"
+            )
+        if c.num_attention_heads % self.tp:
+            raise InputError(where, "tp", self.tp, f"must divide {c.num_attention_heads} query heads of {model.name}")
+        if not c.latent and c.num_key_value_heads % self.tp and self.tp % c.num_key_value_heads:
+            raise InputError(where, "tp", self.tp, f"must divide {c.num_key_value_heads} key/value heads, or they it")
+        if self.sequence % (self.cp * (self.tp if self.sequence_parallel else 1)):
+            raise InputError(where, "sequence", self.sequence, f"must be a multiple of cp={self.cp} (and tp where it is split)")
+        if self.ep > 1 and not c.is_moe:
+            raise InputError(where, "ep", self.ep, f"{model.name} has no experts")
+        if self.ep > 1 and (c.num_experts % self.ep or (self.dp * self.tp * self.cp) % self.ep):
+            raise InputError(where, "ep", self.ep, f"must divide {c.num_experts} experts and {self.dp * self.tp * self.cp} ranks")
+        if self.zero_stage == 3 and self.pp > 1:
+            raise InputError(where, "zero_stage", 3, "gathers weights every microbatch: not combined with a pipeline here")
+
+    def layers_of_stages(self, layers: int) -> list[int]:
+        """Layers of each pipeline rank; the first ones take the remainder.
+
+        Where embedding and output matrix, counted as a layer each, make the division come out, first and last rank have one
+        layer fewer.
+
+        >>> ParallelPlan(pp=4).layers_of_stages(29), ParallelPlan(pp=4).layers_of_stages(30)
+        ([8, 7, 7, 7], [7, 8, 8, 7])
+        """
+        whole, rest = divmod(layers, self.pp)
+        if rest and self.pp > 1 and (layers + 2) % self.pp == 0 and layers + 2 >= 2 * self.pp:
+            even = (layers + 2) // self.pp
+            return [even - (stage == 0) - (stage == self.pp - 1) for stage in range(self.pp)]
+        return [whole + (stage < rest) for stage in range(self.pp)]
+
+
+@dataclass(frozen=True)
+class Framework:
+    """Habits of a training framework and the few constants fitted for it (see `frameworks.yaml` for where they come from).
+
+    Attributes:
+        zero_stage, schedule, recompute, sequence_parallel: what a plan gets where it does not say.
+        fused_attention: attention never writes its scores (FlashAttention, arXiv:2205.14135).
+        gradient_bytes: per weight, of the buffer gradients are summed in.
+        reduce_bytes: per weight, on the wire of the gradients' sum.
+        matrix_efficiency: by device generation: part of the curves' matrix speed that is reached in long training runs.
+        memory_efficiency: part of the memory bandwidth that norms, activations and dropouts reach.
+        launch_s: seconds the host needs per kernel, at device generations as old as Ampere.
+        collective_launch_s: the same per tensor-parallel collective.
+        iteration_s: seconds per step beside all of the above (data, logging, scaler, clipping).
+        handover_s: seconds per microbatch handed over between pipeline stages, beside the transfer.
+        dp_overlap: part of data-parallel traffic that hides behind the backward pass.
+        tp_overlap: part of tensor-parallel traffic that hides behind matrix products.
+        network_efficiency: part of a network link's peak that collectives reach.
+        memory_margin: allocated bytes over counted ones.
+        memory_constant_bytes: context, libraries and communicators.
+    """
+
+    name: str
+    zero_stage: int = 0
+    schedule: str = "1f1b"
+    recompute: Recompute = "none"
+    sequence_parallel: bool = False
+    fused_attention: bool = False
+    gradient_bytes: float = 4.0
+    reduce_bytes: float = 4.0
+    matrix_efficiency: Mapping[str, float] | None = None
+    memory_efficiency: float = 0.85
+    launch_s: float = 1.0e-5
+    collective_launch_s: float = 2.0e-5
+    iteration_s: float = 0.05
+    handover_s: float = 1.0e-4
+    dp_overlap: float = 0.0
+    tp_overlap: float = 0.0
+    network_efficiency: float = 0.8
+    memory_margin: float = 1.05
+    memory_constant_bytes: float = 1.5e9
+    source: str = ""
+
+    def efficiency(self, generation: str) -> float:
+        """Matrix efficiency on devices of this generation.
+
+        >>> Framework("x", matrix_efficiency={"ampere": 0.9}).efficiency("ampere")
+        0.9
+        """
+        known = self.matrix_efficiency or {}
+        return float(known.get(generation, known.get("other", 0.85)))
+
+
+@cache
+def _shipped() -> Mapping[str, Framework]:
+    return read_frameworks(PRESETS)
+
+
+def read_frameworks(path: str | Path) -> dict[str, Framework]:
+    """Read a YAML mapping of frameworks; `like` copies another one first.
+
+    Raises:
+        InputError: the file cannot be read, or a key is unknown.
+    """
+    import yaml
+
+    path = Path(path)
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise InputError(path, "", path.name, f"cannot be read: {error}") from None
+    if not isinstance(content, dict):
+        raise InputError(path, "", type(content).__name__, "expected a mapping of frameworks")
+    known = {item.name for item in fields(Framework)}
+    found: dict[str, Framework] = {}
+    for name, record in content.items():
+        record = dict(record or {})
+        base = record.pop("like", None)
+        if base is not None and base not in found:
+            raise InputError(path, f"{name}.like", base, "not a framework defined above it")
+        for key in record:
+            if key not in known:
+                raise InputError(path, f"{name}.{key}", record[key], f"unknown key; known: {', '.join(sorted(known))}")
+        found[name] = replace(found[base], **record, name=name) if base else Framework(name=name, **record)
+    return found
+
+
+def framework_names() -> list[str]:
+    """Names of the shipped presets."""
+    return list(_shipped())
+
+
+def framework(name: str) -> Framework:
+    """A shipped preset by name.
+
+    Raises:
+        InputError: no such preset.
+
+    >>> framework("fsdp").zero_stage
+    3
+    """
+    if name not in _shipped():
+        raise InputError("framework", "name", name, f"unknown; known: {', '.join(_shipped())}")
+    return _shipped()[name]
+
+
+def plan_of(name: str, **given: Any) -> ParallelPlan:
+    """A plan with a framework's habits wherever `given` says nothing.
+
+    >>> plan_of("deepspeed-zero1", dp=8, global_batch=8).zero_stage
+    1
+    """
+    habits = framework(name)
+    settings = {key: getattr(habits, key) for key in ("zero_stage", "schedule", "recompute", "sequence_parallel")}
+    settings |= {key: value for key, value in given.items() if value is not None}
+    return ParallelPlan(framework=name, **settings)
+
+
+def gpt(layers: int, hidden: int, heads: int, vocab: int, sequence: int, name: str = "", feed_forward: int = 0) -> ModelDescription:
+    """A GPT of these sizes: LayerNorm with bias, two feed-forward matrices, learned positions, tied output matrix.
+
+    >>> round(gpt(96, 12288, 96, 51200, 2048).parameters / 1e9, 1)
+    174.6
+    """
+    if hidden % heads:
+        raise InputError(name or "gpt", "heads", heads, f"must divide hidden size {hidden}")
+    return ModelDescription(
+        ModelConfig(
+            name=name or f"gpt-{layers}x{hidden}",
+            model_type="opt",
+            hidden_size=hidden,
+            intermediate_size=feed_forward or 4 * hidden,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=heads,
+            head_dim=hidden // heads,
+            vocab_size=vocab,
+            max_position_embeddings=sequence,
+            tie_word_embeddings=True,
+            attention_bias=True,
+            attention_output_bias=True,
+            mlp_bias=True,
+            gated_mlp=False,
+            norm_bias=True,
+            learned_positions=sequence,
+            runnable=False,
+        )
+    )

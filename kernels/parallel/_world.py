@@ -88,14 +88,13 @@ class World:
             pipe.send((function, num_ranks, meeting_place, dict(one)))
         answers: dict[int, Any] = {}
         while len(answers) < num_ranks:
-            waiting = {self.pipes[rank]: rank for rank in range(num_ranks) if rank not in answers}
-            ready = wait(list(waiting), timeout=TIMEOUT_SECONDS)
+            waiting = [rank for rank in range(num_ranks) if rank not in answers]
+            ready = wait([self.pipes[rank] for rank in waiting], timeout=TIMEOUT_SECONDS)
             if not ready:
-                raise RuntimeError(f"{function.__name__}: ranks {sorted(waiting.values())} gave no answer in time")
-            for pipe in ready:
-                rank = waiting[pipe]  # type: ignore[index]
+                raise RuntimeError(f"{function.__name__}: ranks {waiting} gave no answer in time")
+            for rank in [rank for rank in waiting if self.pipes[rank] in ready]:
                 try:
-                    failure, answers[rank] = pipe.recv()  # type: ignore[union-attr]
+                    failure, answers[rank] = self.pipes[rank].recv()
                 except EOFError:
                     raise RuntimeError(f"{function.__name__}: the process of rank {rank} ended") from None
                 if failure:

@@ -1,4 +1,4 @@
-"""Groups by torch's DeviceMesh, and by asking of every pair of ranks whether they differ in the named axes alone."""
+"""Groups by asking of every pair of ranks whether they differ in the named axes alone, and as torch's DeviceMesh forms them."""
 
 from __future__ import annotations
 
@@ -8,26 +8,6 @@ import numpy as np
 
 from llmlab.harness.oracle import oracle
 from llmlab.reference.parallel.mesh import MESH
-
-
-@oracle(MESH, library="torch.distributed.device_mesh.DeviceMesh", needs=("torch",))
-def device_mesh(*, sizes: Mapping[str, int], order: Sequence[str], axes: Sequence[Sequence[str]]) -> dict[str, list[list[int]]]:
-    import torch
-    from torch.distributed.device_mesh import DeviceMesh
-
-    names = tuple(reversed(order))  # torch's last dimension varies fastest
-    shape = [sizes[axis] for axis in names]
-    world = int(np.prod(shape))
-    found: dict[str, list[list[int]]] = {}
-    for chosen in axes:
-        groups = set()
-        for rank in range(world):
-            whole = DeviceMesh("cpu", torch.arange(world).reshape(shape), mesh_dim_names=names, _init_backend=False, _rank=rank)
-            whole._dim_group_names = []  # no process groups: slicing is all that is asked
-            kept = tuple(name for name in names if name in chosen)
-            groups.add(tuple(sorted(whole[kept].mesh.ravel().tolist())))
-        found["-".join(chosen)] = sorted(map(list, groups))
-    return found
 
 
 @oracle(MESH, library="exact enumeration")
@@ -46,3 +26,13 @@ def by_pairs(*, sizes: Mapping[str, int], order: Sequence[str], axes: Sequence[S
         ]
         found["-".join(chosen)] = sorted(map(list, set(map(tuple, together))))
     return found
+
+
+def device_mesh_groups(sizes: Mapping[str, int], order: Sequence[str]) -> dict[str, list[int]]:
+    """Return this rank's group along each axis, as torch's DeviceMesh forms it over the default group."""
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+
+    names = tuple(reversed(order))  # torch's last dimension varies fastest
+    mesh = init_device_mesh("cpu", tuple(sizes[axis] for axis in names), mesh_dim_names=names)
+    return {axis: sorted(dist.get_process_group_ranks(mesh.get_group(axis))) for axis in order}

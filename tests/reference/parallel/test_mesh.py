@@ -76,3 +76,15 @@ def test_what_does_not_fit_is_refused_with_its_numbers(call, said):
 def test_groups_by_name():
     found = mesh_groups(sizes={"tp": 2, "dp": 2}, order=["dp", "tp"], axes=[["tp"], ["tp", "dp"]])
     assert found == {"tp": [[0, 2], [1, 3]], "tp-dp": [[0, 1, 2, 3]]}
+
+
+@pytest.mark.parametrize("order", [("tp", "dp"), ("dp", "tp"), ("pp", "dp", "tp")])
+def test_real_process_groups_of_a_device_mesh_have_the_same_members(order):
+    pytest.importorskip("torch")
+    from llmlab.harness.oracles.parallel.mesh import device_mesh_groups
+    from llmlab.kernels.parallel import _world
+
+    sizes = {"tp": 2, "dp": 2} if len(order) == 2 else {"pp": 1, "dp": 3, "tp": 1}
+    mesh = Mesh(sizes, order)
+    found = _world.run(device_mesh_groups, [{"sizes": sizes, "order": order}] * mesh.size)
+    assert found == [{axis: mesh.group_of(rank, axis) for axis in order} for rank in range(mesh.size)]

@@ -83,8 +83,9 @@ class Peers:
         if self.size == 1:
             return [part.clone() for part in parts]
         after, before = (self.rank + 1) % self.size, (self.rank - 1) % self.size
-        came = [torch.empty_like(part) for part in parts]
-        works = [self.group.send([part.contiguous()], after, tag) for tag, part in enumerate(parts)]
+        going = [part.detach().contiguous() for part in parts]
+        came = [torch.empty_like(part) for part in going]
+        works = [self.group.send([part], after, tag) for tag, part in enumerate(going)]
         works += [self.group.recv([part], before, tag) for tag, part in enumerate(came)]
         for work in works:
             work.wait()

@@ -221,7 +221,7 @@ _MPT = {
     "mpt-7b": (32, 4096, 32),
     "mpt-13b": (40, 5120, 40),
     "mpt-30b": (48, 7168, 56),
-    "mpt-70b": (64, 8192, 64),
+    "mpt-70b": (80, 8192, 64),
 }
 """Layers, width and heads of MosaicML's configurations (llm-foundry, scripts/train/yamls/pretrain); vocabulary 50368."""
 
@@ -244,7 +244,9 @@ def model_of(name: str, layers: int, hidden: int, heads: int, kv_heads: int, voc
     full = _NAMES.get(key) or next((known for known in preset_names() if known.split("/")[-1].lower() == key), None)
     if full is not None and (config := preset(full)) is not None:
         if layers and layers != config.num_hidden_layers:
-            cut = {field_name: getattr(config, field_name)[:layers] for field_name in ("windowed_layers", "sparse_layers", "linear_layers")}
+            cut = {name: getattr(config, name)[-layers:] for name in ("windowed_layers", "sparse_layers", "linear_layers")}
+            if config.is_moe and not config.is_sparse(0):  # of the dense layers in front a model cut short keeps one
+                cut["sparse_layers"] = (False, *cut["sparse_layers"][1:])
             config = replace(config, num_hidden_layers=layers, **cut)
         return ModelDescription(config)
     if not (layers and hidden):
@@ -342,7 +344,7 @@ def setting_of(row: TrainingRow) -> Setting:
     assumed: list[str] = []
     if stated is None:
         assumed.append("microbatch: the quickest that fits")
-    chunks, open_chunks = _chunks(row, model.layers, pp, schedule)
+    chunks, open_chunks = _chunks(row, model.layers, pp, schedule, name == "megatron-core")
     if open_chunks:
         assumed.append("virtual stages: the quickest")
     plans = []
@@ -381,9 +383,9 @@ def _zero_stage(words: str, default: int) -> int:
     return 3 if "fsdp" in low or "full_shard" in low else 0 if low in ("none", "ddp") else default
 
 
-def _chunks(row: TrainingRow, layers: int, pp: int, schedule: str) -> tuple[list[int], bool]:
-    """Virtual stages to try, and whether the row left them open."""
-    words, kind = row.text.get("vpp", ""), row.text.get("schedule", "").lower()
+def _chunks(row: TrainingRow, layers: int, pp: int, schedule: str, interleaves: bool) -> tuple[list[int], bool]:
+    """Virtual stages to try, and whether the row left them open; some frameworks interleave unless told otherwise."""
+    words, kind = row.text.get("vpp", ""), row.text.get("schedule", "").lower() or ("interleaved" if interleaves else "")
     if pp == 1 or schedule.startswith("zb"):
         return [1], False
     try:

@@ -106,6 +106,10 @@ def activation_bytes_per_layer(model: ModelDescription, plan: ParallelPlan) -> t
     if plan.recompute == "full":
         inputs = 2.0 * tokens * D * width / (tp if plan.sequence_parallel else 1)
         return inputs, kept
+    if plan.recompute == "selective" and habits.selective_by_operator:
+        inter = c.moe_intermediate_size * c.num_experts_per_tok if c.is_moe else c.intermediate_size
+        outputs = query + key_value + 2 * D + (2 if c.gated_mlp else 1) * inter
+        return 2.0 * tokens * width * (D + (0.5 * outputs + query) / tp), kept
     if plan.recompute == "selective":
         return kept - tokens * width * scores / tp, tokens * width * scores / tp
     return kept, 0.0

@@ -30,6 +30,11 @@ SCORE_BYTES_BACKWARD = 14.0
 ATTENTION_BACKWARD = 2.5
 """Five products backward for two forward in fused attention, which computes its scores again (arXiv:2307.08691, section 3.1)."""
 
+WIDTH_EXPONENT = 0.3
+"""Narrow heads fill the matrix units less: speed of fused attention against head width / 128, to this power."""
+
+ATTENTION_START_S = 1e-5
+
 BATCHED_PRODUCT_EFFICIENCY = 0.55
 """Part of the peak that products of single heads reach where scores are written out."""
 
@@ -89,21 +94,6 @@ def _profile(device: str) -> DeviceProfile:
     return load_device(device)
 
 
-@lru_cache(maxsize=65536)
-def _fused_attention(device: str, batch: int, tokens: int, keys: int, heads: int, kv_heads: int, width: int, window: int) -> float:
-    profile = _profile(device)
-    columns = {
-        "batch": float(batch),
-        "new_tokens": float(tokens),
-        "context_tokens": 0.5 * (keys - tokens),  # context-parallel ranks hold early and late parts alike
-        "head_width": float(width),
-        "heads": float(heads),
-        "kv_heads": float(kv_heads),
-        "window": float(window),
-    }
-    return float(profile.curve("attention_prefill", "bfloat16").seconds(profile.limits(), columns, FLOATS))
-
-
 def math_dtype(precision: str) -> str:
     """The dtype matrices are multiplied in, by the names of the curves (half precision runs at the bfloat16 rate)."""
     return {"float16": "bfloat16", "fp8": "fp8", "float32": "float32"}.get(precision, "bfloat16")
@@ -136,6 +126,7 @@ class _Key:
     fused: bool
     efficiency: float
     memory_efficiency: float
+    attention_efficiency: float
 
 
 def _key(device: str, plan: ParallelPlan, habits: Framework | None) -> _Key:
@@ -151,6 +142,7 @@ def _key(device: str, plan: ParallelPlan, habits: Framework | None) -> _Key:
         habits.fused_attention,
         habits.efficiency(_profile(device).device.generation),
         habits.memory_efficiency,
+        habits.attention_efficiency,
     )
 
 
@@ -223,7 +215,8 @@ def _attention(item: Attention, device: str, key: _Key, moved_per_s: float) -> t
     seen = min(sequence, item.window) if item.window else sequence
     work = 12.0 * batch * tokens * seen * item.heads * item.head_width
     if key.fused:
-        one = _fused_attention(device, batch, tokens, sequence, item.heads, item.kv_heads, item.head_width, item.window) / efficiency
+        per_s = _profile(device).limits().flops_per_s * key.attention_efficiency * (item.head_width / 128.0) ** WIDTH_EXPONENT
+        one = work / 6.0 / per_s + ATTENTION_START_S
         return one, ATTENTION_BACKWARD * one, 0.5 * work
     profile = _profile(device)
     scores = float(batch) * item.heads * tokens * sequence

@@ -112,7 +112,8 @@ class ParallelPlan:
         if self.shard_over and (self.shard_over < 0 or self.dp % self.shard_over):
             raise InputError(where, "shard_over", self.shard_over, f"must divide dp={self.dp}")
         stages = self.pp * self.virtual_stages
-        if stages > model.layers:
+        ends = 2 if self.virtual_stages > 1 and model.layers % stages else 0  # embedding and output matrix as layers of their own
+        if stages > model.layers + ends:
             raise InputError(where, "pp", self.pp, f"{stages} stages are more than the {model.layers} layers of {model.name}")
         if self.virtual_stages > 1 and model.layers % stages and (model.layers + 2) % stages:
             raise InputError(where, "virtual_stages", self.virtual_stages, f"{stages} chunks must divide {model.layers} layers")
@@ -161,15 +162,17 @@ class Framework:
         gradient_bytes: per weight, of the buffer gradients are summed in.
         reduce_bytes: per weight, on the wire of the gradients' sum.
         matrix_efficiency: by device generation: part of the curves' matrix speed that is reached in long training runs.
+        attention_efficiency: part of the peak that fused attention reaches forward with heads 128 wide.
         memory_efficiency: part of the memory bandwidth that norms, activations and dropouts reach.
         launch_s: seconds the host needs per kernel, at device generations as old as Ampere.
         collective_launch_s: the same per tensor-parallel collective.
         iteration_s: seconds per step beside all of the above (data, logging, scaler, clipping).
-        handover_s: seconds per microbatch handed over between pipeline stages, beside the transfer.
+        handover_s: seconds a rank spends per chunk of a microbatch handed over between pipeline stages, beside the transfer.
         dp_overlap: part of data-parallel traffic that hides behind the backward pass.
         tp_overlap: part of tensor-parallel traffic that hides behind matrix products.
         network_efficiency: part of a network link's peak that collectives reach.
         memory_margin: allocated bytes over counted ones.
+        selective_by_operator: selective recomputation keeps every second matrix product and attention's output, nothing else.
         memory_constant_bytes: context, libraries and communicators.
     """
 
@@ -183,6 +186,7 @@ class Framework:
     reduce_bytes: float = 4.0
     matrix_efficiency: Mapping[str, float] | None = None
     memory_efficiency: float = 0.85
+    attention_efficiency: float = 0.45
     launch_s: float = 1.0e-5
     collective_launch_s: float = 2.0e-5
     iteration_s: float = 0.05
@@ -192,6 +196,7 @@ class Framework:
     network_efficiency: float = 0.8
     memory_margin: float = 1.05
     memory_constant_bytes: float = 1.5e9
+    selective_by_operator: bool = False
     source: str = ""
 
     def efficiency(self, generation: str) -> float:

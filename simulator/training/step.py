@@ -184,14 +184,18 @@ def _stages(
                 whole = joined(both, end.backward_kernels * habits.launch_s)
                 weight += whole * (end.backward_weight_s / both if both else 0.0)
                 back += whole * (end.backward_input_s / both if both else 1.0)
-        found.append(StageTime(forward, back + extra_s, weight))
+        handed = plan.virtual_stages * habits.handover_s if plan.pp > 1 else 0.0
+        found.append(StageTime(forward + handed, back + extra_s + handed, weight))
     return found
 
 
 def _data_parallel(
-    model: ModelDescription, plan: ParallelPlan, network: Network, habits: Framework, backward_s: float
+    model: ModelDescription, plan: ParallelPlan, network: Network, habits: Framework, busy_s: float
 ) -> float:
-    """Seconds of summing gradients (and gathering new weights) that show at the end of a step."""
+    """Seconds of summing gradients (and gathering new weights) that show at the end of a step.
+
+    They hide behind `busy_s` at most: the microbatches that drain from the pipeline.
+    """
     if plan.zero_stage == 3:
         over = plan.shard_over or plan.dp
         if over == plan.dp:
@@ -217,7 +221,7 @@ def _data_parallel(
             table = model.config.vocab_size * model.config.hidden_size / plan.tp
             one += network.all_reduce_s(table * habits.reduce_bytes, 2, Strides.of(plan).pp)
         seconds = max(seconds, one)
-    hidden = min(habits.dp_overlap * seconds, backward_s)
+    hidden = min(habits.dp_overlap * seconds, busy_s)
     return seconds - hidden
 
 
@@ -274,19 +278,20 @@ def predict_step(
     if plan.pp > 1:
         part = plan.tp if plan.sequence_parallel else 1
         size = plan.microbatch * plan.sequence / plan.cp * model.config.hidden_size * width / part
-        handover = network.send_s(size, strides.pp) + habits.handover_s
+        handover = network.send_s(size, strides.pp)
     running = pipeline_seconds(
         plan.schedule, stages, plan.microbatches, virtual_stages=plan.virtual_stages, transfer_s=handover
     )
     slowest = max(range(plan.pp), key=lambda i: stages[i].total_s)
     busy = plan.microbatches * stages[slowest].total_s
     count = plan.layers_of_stages(model.layers)[slowest] * plan.microbatches
-    data = _data_parallel(model, plan, network, habits, stages[slowest].total_s * 0.6)
+    data = _data_parallel(model, plan, network, habits, stages[slowest].total_s * min(plan.pp, plan.microbatches))
     optimizer = _optimizer(model, plan, device, device.host_link_bytes_per_s)
     data_sharded = plan.microbatches * sharded
+    handed = 2.0 * plan.microbatches * plan.virtual_stages * habits.handover_s if plan.pp > 1 else 0.0
     parts = (count * layer.recompute, count * layer.tensor, count * layer.context, count * layer.expert)
     breakdown = StepBreakdown(
-        busy - sum(parts) - data_sharded, *parts, running - busy, data + data_sharded, optimizer, habits.iteration_s
+        busy - sum(parts) - data_sharded - handed, *parts, running - busy + handed, data + data_sharded, optimizer, habits.iteration_s
     )
     seconds = breakdown.total_s
     useful = training_flops(model, plan.global_batch, plan.sequence)

@@ -9,8 +9,8 @@ gradients, which go one step further to come home. A rank sends only to the next
     backward  2 p (p - 1) n + 2 p p n elements in p rounds
 
 Causal attention needs about half of the tiles. Where each rank holds a contiguous part, the last rank computes p of them and
-the first one. Layout "zigzag" gives rank r the r-th and the r-th last of 2 p parts, so all have the same work (Llama 3 technical
-report, arXiv:2407.21783, section 3.3.2); "striped" gives it every p-th position (Brandon et al. 2023, arXiv:2311.09431).
+the first one. Layout "zigzag" gives rank r the r-th and the r-th last of 2 p parts, so all have the same work
+(arXiv:2407.21783, section 3.3.2); "striped" gives it every p-th position (Brandon et al. 2023, arXiv:2311.09431).
 
 Axes: B batch, T query position, S key position, K key/value head, G query heads per key/value head, H head width.
 """
@@ -26,6 +26,7 @@ from llmlab.reference.op import Cost, Dims, Procedure
 from llmlab.reference.parallel._exchange import Parts, same_to_rounding
 from llmlab.reference.parallel._traffic import Traffic
 
+Pair = tuple[np.ndarray, np.ndarray]
 LAYOUTS = ("contiguous", "zigzag", "striped")
 
 
@@ -58,9 +59,7 @@ def seen_by(queries: np.ndarray, keys: np.ndarray, causal: bool) -> np.ndarray:
     return queries[:, None] >= keys if causal else np.ones((len(queries), len(keys)), dtype=bool)
 
 
-def ring_forward(
-    q: Parts, k: Parts, v: Parts, held: list[np.ndarray], causal: bool, traffic: Traffic
-) -> list[tuple[np.ndarray, np.ndarray]]:
+def ring_forward(q: Parts, k: Parts, v: Parts, held: list[np.ndarray], causal: bool, traffic: Traffic) -> list[Pair]:
     """Return (out_BTKGH, lse_BTKG) of every rank; `held` are the positions of each."""
     num_ranks = len(q)
     moving = list(zip(k, v))
@@ -71,16 +70,16 @@ def ring_forward(
             if seen.any():
                 merged[rank] = merge(merged[rank], tile_forward(q[rank], keys, values, seen))
         if step < num_ranks - 1:
-            moving = [
-                tuple(pass_on(array, rank, num_ranks, traffic) for array in moving[rank - 1]) for rank in range(num_ranks)
-            ]
+            moving = turn(moving, traffic)
             traffic.end_round()
     return merged
 
 
-def pass_on(array: np.ndarray, to: int, num_ranks: int, traffic: Traffic) -> np.ndarray:
-    """Send to rank `to` from the rank before it."""
-    return traffic.send(array, (to - 1) % num_ranks, to)
+def turn(pairs: list[Pair], traffic: Traffic) -> list[Pair]:
+    """Hand both arrays of every rank to the next one."""
+    ranks = len(pairs)
+    sent = [tuple(traffic.send(array, rank, (rank + 1) % ranks) for array in pair) for rank, pair in enumerate(pairs)]
+    return [(keys, values) for keys, values in sent[-1:] + sent[:-1]]
 
 
 def ring_backward(
@@ -88,7 +87,7 @@ def ring_backward(
     q: Parts,
     k: Parts,
     v: Parts,
-    results: list[tuple[np.ndarray, np.ndarray]],
+    results: list[Pair],
     held: list[np.ndarray],
     causal: bool,
     traffic: Traffic,
@@ -106,10 +105,9 @@ def ring_backward(
                 tile = tile_backward(dout[rank], q[rank], keys, values, results[rank][1], along[rank], seen)
                 dq[rank] = dq[rank] + tile[0]
                 travelling[rank] = (travelling[rank][0] + tile[1], travelling[rank][1] + tile[2])
-        ranks = range(num_ranks)
         if step < num_ranks - 1:
-            moving = [tuple(pass_on(array, rank, num_ranks, traffic) for array in moving[rank - 1]) for rank in ranks]
-        travelling = [tuple(pass_on(array, rank, num_ranks, traffic) for array in travelling[rank - 1]) for rank in ranks]
+            moving = turn(moving, traffic)
+        travelling = turn(travelling, traffic)
         traffic.end_round()
     return dq, [keys for keys, _ in travelling], [values for _, values in travelling]
 

@@ -287,8 +287,8 @@ def zb_auto(
     """Choose an order for measured times and a limit on activations: the heuristic of zero bubble (ZB-1p, ZB-2p).
 
     Ranks are looked at in the order of time. A rank does I as soon as it can; else F while activations are below the limit;
-    else W if it fits before the next arrival or nothing else can come. Two readings of "fits" and three limits on warm-up are tried
-    and the shortest span kept, as the paper does with its own two switches.
+    else W if it fits before the next arrival or nothing else can come. Three readings of "fits" and three limits on warm-up
+    are tried and the shortest span kept, as the paper does with its own two switches.
 
     Raises:
         ValueError: a limit under the number of ranks.

@@ -6,6 +6,7 @@ as one prediction per metric with an interval. A row out of reach is excluded wi
 
 from __future__ import annotations
 
+import gc
 import math
 import multiprocessing
 import os
@@ -14,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -304,7 +306,14 @@ class Outcome:
     reason: str = ""
 
 
+COLLECT_EVERY = 16
+"""Rows after which cycles are collected: a run's processes refer to each other, and few of them hold much memory."""
+_seen = count(1)
+
+
 def _outcome(row: MeasuredRow) -> Outcome:
+    if next(_seen) % COLLECT_EVERY == 0:
+        gc.collect()
     try:
         return Outcome(row, predict(row))
     except Unsimulated as reason:
@@ -326,10 +335,17 @@ def _silent(name: str, done: int, total: int) -> None:
 
 
 def outcomes(rows: Sequence[MeasuredRow], *, workers: int | None = None, progress: Progress = _silent) -> list[Outcome]:
-    """Simulate rows on a pool of processes, the longest first; the results are in the rows' order."""
+    """Simulate rows on a pool of processes; the results are in the rows' order.
+
+    Rows of one deployment follow each other, so that its step costs are worked out once; the longest come first.
+    """
     if workers is None:
         workers = len(os.sched_getaffinity(0)) if sum(map(weight_of, rows)) > POOL_FROM else 1
-    order = sorted(range(len(rows)), key=lambda i: -weight_of(rows[i]))
+    kinds = [(row.model, row.gpu, row.text("engine"), row.text("engine_version"), str(row.count("tp"))) for row in rows]
+    heaviest: dict[tuple[str, ...], float] = {}
+    for kind, row in zip(kinds, rows):
+        heaviest[kind] = max(heaviest.get(kind, 0.0), weight_of(row))
+    order = sorted(range(len(rows)), key=lambda i: (-heaviest[kinds[i]], kinds[i], -weight_of(rows[i])))
     found: list[Outcome | None] = [None] * len(rows)
 
     def keep(results: Iterable[Outcome]) -> None:
@@ -342,7 +358,7 @@ def outcomes(rows: Sequence[MeasuredRow], *, workers: int | None = None, progres
         keep(map(_outcome, (rows[i] for i in order)))
     else:
         with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-            keep(pool.map(_outcome, [rows[i] for i in order], chunksize=4))
+            keep(pool.map(_outcome, [rows[i] for i in order], chunksize=8))
     return [outcome for outcome in found if outcome is not None]
 
 

@@ -449,7 +449,7 @@ class StepCost:
         }
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=24)
 def _cached(model: str, device: str, tensor_parallel: int, weight_dtype: str, kv_dtype: str, engine: str) -> StepCost:
     return StepCost(
         load_model(model),

@@ -153,7 +153,7 @@ class Site:
         )
 
 
-@lru_cache(maxsize=128)
+@lru_cache(maxsize=24)  # each grows to tens of megabytes of tables
 def _step_cost(
     model: ModelDescription | str,
     device: DeviceProfile | str,

@@ -16,12 +16,14 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, redirect_stdout
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -122,10 +124,9 @@ class Here:
 _context: Any = None
 
 
-def _begin(context: Any) -> None:
-    """Prepare a worker process: Ctrl-C is the parent's business, and a parent that is gone ends it."""
+def _begin(context: str) -> None:
+    """Prepare a worker process: read the context; Ctrl-C is the parent's business, and a parent that is gone ends it."""
     global _context
-    _context = context
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
@@ -135,6 +136,7 @@ def _begin(context: Any) -> None:
             os._exit(1)
 
         threading.Thread(target=follow, daemon=True).start()
+    _context = ForkingPickler.loads(Path(context).read_bytes())
 
 
 def _do(worker: Worker, task: Any) -> Any:
@@ -142,16 +144,23 @@ def _do(worker: Worker, task: Any) -> Any:
 
 
 class Processes:
-    """A pool of processes on this machine; one that dies is replaced and its task done again."""
+    """A pool of processes on this machine; one that dies is replaced and its task done again.
+
+    The context goes to them in a private file. A process is started through a pipe of 64 KiB whose reading end its parent
+    holds open too: more than that, written to a process that died at once, would never be read and block for ever.
+    """
 
     def __init__(self, workers: int, context: Any) -> None:
-        self.workers, self.context = workers, context
+        self.workers = workers
+        self.folder = tempfile.TemporaryDirectory(prefix="llmlab-sweep-")
+        self.context = Path(self.folder.name, "context")
+        self.context.write_bytes(ForkingPickler.dumps(context))
         self.children = set(multiprocessing.active_children())
         self.pool = self._pool()
 
     def _pool(self) -> ProcessPoolExecutor:
         spawn = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(self.workers, mp_context=spawn, initializer=_begin, initargs=(self.context,))
+        return ProcessPoolExecutor(self.workers, mp_context=spawn, initializer=_begin, initargs=(str(self.context),))
 
     def run(self, worker: Worker, tasks: Sequence[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
         """Yield (key, result) as each is done.
@@ -190,6 +199,7 @@ class Processes:
                 if child not in self.children:
                     child.terminate()
         self.pool.shutdown(wait=True, cancel_futures=True)
+        self.folder.cleanup()
 
 
 _GUARD = """

@@ -129,6 +129,26 @@ def test_a_task_that_always_kills_its_process_ends_the_sweep(work, tmp_path):
         sweep(tasks_of(1, k0={"always_dies": True}), work.square, context={"folder": str(tmp_path)}, workers=2)
 
 
+def test_workers_that_cannot_start_end_the_sweep_whatever_they_were_to_know(work, tmp_path):
+    """A program read from standard input cannot be imported by a worker; a large context must not wait for it."""
+    program = (
+        "import sweep_work; from llmlab.simulator.sweep import sweep; "
+        "sweep({'k0': {'name': 'k0', 'number': 0}}, sweep_work.square, context={'folder': 'x' * 1_000_000}, workers=2)"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-"], input=program, capture_output=True, text=True, timeout=100, cwd=tmp_path, check=False
+    )
+    assert ended.returncode == 1
+    assert "worker processes died 3 times in a row; 1 points are left" in ended.stderr
+
+
+def test_no_file_of_a_context_is_left(work, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    context = {"folder": str(tmp_path), "much": "x" * 1_000_000}
+    assert sweep(tasks_of(6), work.square, context=context, workers=2) == EXPECTED
+    assert not list(tmp_path.glob("llmlab-sweep-*"))
+
+
 def driver(tmp_path, **options):
     arguments = {"count": 24, "context": {"folder": str(tmp_path), "seconds": 0.1}, "store": str(tmp_path / "points.db")}
     return subprocess.Popen(

@@ -15,6 +15,9 @@ import numpy as np
 
 ADD, SUB, MUL, DIV, POW, MAX, MIN, LOG2, CEIL, FLOOR, LESS, LESS_EQUAL, EQUAL, AND, WHERE, NEG = range(16)
 
+Place = tuple[str, int]
+"""Where an operand is: among the inputs, the constants or the results, and which of them."""
+
 
 class UnrecordableError(TypeError):
     """A formula does something a list of operations cannot hold, such as branching on its input."""
@@ -25,7 +28,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.constants: list[float] = []
-        self.code: list[tuple[int, int, int, int]] = []
+        self.code: list[tuple[int, list[Place]]] = []
         self.known: dict[Any, Traced] = {}
 
     def place(self, value: Any) -> Traced:
@@ -47,7 +50,7 @@ class Recorder:
         key = (operation, places)
         if key not in self.known:
             self.known[key] = Traced(self, ("result", len(self.code)))
-            self.code.append((operation, *places, *[places[0]] * (3 - len(places))))  # type: ignore[arg-type]
+            self.code.append((operation, [*places, *[places[0]] * (3 - len(places))]))
         return self.known[key]
 
 
@@ -57,7 +60,7 @@ class Traced:
     __slots__ = ("place", "recorder")
     __hash__ = None  # type: ignore[assignment]
 
-    def __init__(self, recorder: Recorder, place: tuple[str, int]) -> None:
+    def __init__(self, recorder: Recorder, place: Place) -> None:
         self.recorder, self.place = recorder, place
 
     def __bool__(self) -> bool:
@@ -80,11 +83,14 @@ def _binary(operation: int, swapped: bool = False) -> Callable[[Traced, Any], Tr
 for _name, _operation in (("add", ADD), ("sub", SUB), ("mul", MUL), ("truediv", DIV), ("pow", POW), ("and", AND)):
     setattr(Traced, f"__{_name}__", _binary(_operation))
     setattr(Traced, f"__r{_name}__", _binary(_operation, swapped=True))
-Traced.__lt__ = _binary(LESS)  # type: ignore[attr-defined]
-Traced.__le__ = _binary(LESS_EQUAL)  # type: ignore[attr-defined]
-Traced.__gt__ = _binary(LESS, swapped=True)  # type: ignore[attr-defined]
-Traced.__ge__ = _binary(LESS_EQUAL, swapped=True)  # type: ignore[attr-defined]
-Traced.__eq__ = _binary(EQUAL)  # type: ignore[assignment]
+for _name, _operation, _swapped in (
+    ("lt", LESS, False),
+    ("le", LESS_EQUAL, False),
+    ("gt", LESS, True),
+    ("ge", LESS_EQUAL, True),
+    ("eq", EQUAL, False),
+):
+    setattr(Traced, f"__{_name}__", _binary(_operation, swapped=_swapped))
 
 
 def _function(operation: int, plain: Callable[..., Any]) -> Callable[..., Any]:
@@ -123,7 +129,7 @@ def record(formula: Callable[..., Any], num_inputs: int) -> tuple[np.ndarray, np
     inputs = [Traced(recorder, ("input", i)) for i in range(num_inputs)]
     result = recorder.put(ADD, formula(*inputs), 0.0)
     begin = {"input": 0, "constant": num_inputs, "result": num_inputs + len(recorder.constants)}
-    code = [[row[0], *(begin[kind] + i for kind, i in row[1:])] for row in recorder.code]  # type: ignore[misc, attr-defined]
+    code = [[operation, *(begin[kind] + i for kind, i in places)] for operation, places in recorder.code]
     if result.place != ("result", len(code) - 1):  # the same operation was recorded earlier, inside the formula
         last = begin["result"] + result.place[1]
         code.append([MAX, last, last, last])

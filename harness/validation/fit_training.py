@@ -3,7 +3,7 @@
 Per framework a handful of physical constants, none of them per model or row. Each is drawn a little towards its first guess.
 Beside the fitted error stands the error on every set (or, where a framework has one set, every model) when that one was left
 out of the fit. Run as `python -m llmlab.harness.validation.fit_training RUNS.csv.gz`; it prints the constants and writes
-`training_fit.yaml` beside this file.
+`framework_constants.yaml` in the simulator and `training_fit.yaml` beside this file.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from llmlab.harness.validation.training import (
-    OutOfReach,
+    OutOfReachError,
     Setting,
     TrainingRow,
     figures_of,
@@ -69,10 +69,17 @@ FITS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "deepspeed-zero3": (("megatron_sc21_t2",), ("dp_overlap", "network_efficiency", "matrix_efficiency.ampere")),
     "zero-bubble": (("zero_bubble_t4",), ("matrix_efficiency.ampere", "memory_efficiency", "handover_s", "iteration_s")),
-    "megatron": (("megascale_t2",), ("matrix_efficiency.ampere", "iteration_s", "handover_s")),
+    "megatron-2023": (("megascale_t2",), ("matrix_efficiency.ampere", "iteration_s", "handover_s")),
     "megatron-core": (
         ("megatron_h100_weak", "simumax_b200"),
-        ("matrix_efficiency.hopper", "matrix_efficiency.blackwell", "tp_overlap", "dp_overlap", "memory_efficiency", "handover_s"),
+        (
+            "matrix_efficiency.hopper",
+            "matrix_efficiency.blackwell",
+            "tp_overlap",
+            "dp_overlap",
+            "memory_efficiency",
+            "handover_s",
+        ),
     ),
     "llm-foundry": (
         ("llm_foundry",),
@@ -87,6 +94,7 @@ FITS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ),
     ),
 }
+MEMORY_RANGES = {"memory_margin": (1.0, 1.6), "memory_constant_bytes": (2e8, 1.5e10)}
 PULL = 0.02
 """Weight of a constant's logarithmic distance from its first guess against the mean error."""
 
@@ -137,8 +145,16 @@ def fit(settings: Sequence[Setting], habits: Any, names: Sequence[str], evaluati
         away = np.abs(logs - np.clip(logs, low, high)).sum()
         return float((weights * np.sqrt(errors**2 + 0.01**2)).sum() + PULL * 0.1 * ((logs - guess) ** 2).mean() + away)
 
-    simplex = np.vstack([guess] + [guess + np.where(np.arange(len(names)) == i, 0.25 if guess[i] < high[i] - 0.25 else -0.25, 0.0) for i in range(len(names))])
-    best = minimize(loss, guess, method="Nelder-Mead", options={"maxfev": evaluations, "initial_simplex": simplex, "adaptive": True})
+    simplex = np.vstack(
+        [guess]
+        + [
+            guess + np.where(np.arange(len(names)) == i, 0.25 if guess[i] < high[i] - 0.25 else -0.25, 0.0)
+            for i in range(len(names))
+        ]
+    )
+    best = minimize(
+        loss, guess, method="Nelder-Mead", options={"maxfev": evaluations, "initial_simplex": simplex, "adaptive": True}
+    )
     return with_constants(habits, names, np.clip(best.x, low, high))
 
 
@@ -149,15 +165,46 @@ def settings_of(rows: Sequence[TrainingRow]) -> list[Setting]:
         try:
             if any(name != "mem_gib" for name in measured_metrics(row)):
                 found.append(setting_of(row))
-        except (OutOfReach, InputError):
+        except (OutOfReachError, InputError):
             continue
     return found
 
 
+def memory_errors(settings: Sequence[Setting], habits: Any) -> np.ndarray:
+    """Logarithm of predicted over measured memory."""
+    found = [
+        math.log(figures_of(setting, predict(setting, habits))["mem_gib"] / setting.row.stated["mem_gib"])
+        for setting in settings
+    ]
+    return np.array(found)
+
+
+def fit_memory(settings: Sequence[Setting], habits: Any) -> Any:
+    """Margin and constant of memory, and whether gradients are summed in 16 or 32 bits, by what was measured."""
+    from scipy.optimize import minimize
+
+    names = list(MEMORY_RANGES)
+    low, high = (np.log([MEMORY_RANGES[name][side] for name in names]) for side in (0, 1))
+    best: tuple[float, Any] | None = None
+    for gradient_bytes in (2.0, 4.0):
+        start = replace(habits, gradient_bytes=gradient_bytes)
+
+        def loss(logs: np.ndarray, start: Any = start) -> float:
+            errors = memory_errors(settings, with_constants(start, names, np.clip(logs, low, high)))
+            return float(np.sqrt(errors**2 + 0.01**2).mean() + np.abs(logs - np.clip(logs, low, high)).sum())
+
+        found = minimize(loss, np.log([1.05, 1.5e9]), method="Nelder-Mead", options={"maxfev": 60})
+        if best is None or found.fun < best[0]:
+            best = (found.fun, with_constants(start, names, np.clip(found.x, low, high)))
+    assert best is not None
+    return best[1]
+
+
 def fit_all(rows: Sequence[TrainingRow], only: Sequence[str] = (), most: int = 160) -> dict[str, Any]:
     """Fit every framework; constants, fitted errors, errors left out, and half widths that hold 90 of 100 rows."""
-    from llmlab.simulator.training.plan import framework
+    from llmlab.simulator.training.plan import PRESETS, read_frameworks
 
+    guesses = read_frameworks(PRESETS)
     everything = settings_of(rows)
     report: dict[str, Any] = {"constants": {}, "fitted": {}, "left_out": {}, "bands": {}, "fitted_sets": []}
     for name, (sets, constants) in FITS.items():
@@ -167,26 +214,61 @@ def fit_all(rows: Sequence[TrainingRow], only: Sequence[str] = (), most: int = 1
         if not mine:
             continue
         used = _thinned(mine, most)
-        habits = fit(used, framework(name), constants)
+        habits = fit(used, guesses[name], constants)
         errors = np.abs(np.expm1(speed_errors(mine, habits)))
-        report["constants"][name] = {key: float(f"{value_of(habits, key):.4g}") for key in constants}
-        report["fitted"][name] = {"n": len(mine), "mean_abs_error": round(float(errors.mean()), 4)}
+        found = nested(habits, constants)
+        report["fitted"][name] = {"n": len(mine), "mean_abs_error": _four(errors.mean())}
         report["fitted_sets"] += [one for one in sets if one not in report["fitted_sets"]]
-        by = "set" if len({s.row.text["set"] for s in mine}) > 1 else "model"
         left: list[float] = []
-        for group in sorted({s.row.text[by] for s in mine}):
-            rest = [s for s in used if s.row.text[by] != group]
-            out = [s for s in mine if s.row.text[by] == group]
-            if len(rest) < 3:
-                continue
-            found = np.abs(np.expm1(speed_errors(out, fit(rest, framework(name), constants, 200))))
-            left += found.tolist()
-            if by == "set":
-                report["left_out"][f"{name}: {group}"] = {"n": len(out), "mean_abs_error": round(float(found.mean()), 4)}
-        if by == "model" and left:
-            report["left_out"][f"{name}: each model"] = {"n": len(left), "mean_abs_error": round(float(np.mean(left)), 4)}
-        report["bands"][name] = {"speed": round(float(np.quantile(np.log1p(left or errors.tolist()), 0.9)), 4)}
+        for by in ("set", "model"):
+            groups = sorted({s.row.text[by] for s in mine})
+            errors_by = []
+            for group in groups if len(groups) > 1 else ():
+                rest, out = (
+                    [s for s in part if (s.row.text[by] == group) is same] for part, same in ((used, False), (mine, True))
+                )
+                if len(rest) < 4:
+                    continue
+                fresh = fit(_thinned(rest, 60), guesses[name], constants, 150)
+                missed = np.abs(np.expm1(speed_errors(out, fresh))).tolist()
+                errors_by += missed
+                if by == "set":
+                    report["left_out"][f"{name}: {group}"] = {"n": len(out), "mean_abs_error": _four(float(np.mean(missed)))}
+            if by == "model" and errors_by:
+                report["left_out"][f"{name}: each model"] = {
+                    "n": len(errors_by),
+                    "mean_abs_error": _four(float(np.mean(errors_by))),
+                }
+                left = errors_by
+        report["bands"][name] = {"speed": _four(np.quantile(np.log1p([*left, *errors]), 0.9))}
+        held = [s for s in mine if s.row.stated.get("mem_gib")]
+        if len(held) >= 8:
+            habits = fit_memory(_thinned(held, 48), habits)
+            missed_memory = memory_errors(held, habits)
+            found |= {key: _four(getattr(habits, key)) for key in (*MEMORY_RANGES, "gradient_bytes")}
+            report["fitted"][f"{name}: memory"] = {
+                "n": len(held),
+                "mean_abs_error": _four(np.abs(np.expm1(missed_memory)).mean()),
+            }
+            report["bands"][name]["memory"] = _four(max(0.02, np.quantile(np.abs(missed_memory), 0.9)))
+        report["constants"][name] = found
     return report
+
+
+def nested(habits: Any, names: Sequence[str]) -> dict[str, Any]:
+    """Constants by name, those of a device generation in a mapping of their own."""
+    found: dict[str, Any] = {}
+    for name in names:
+        field, _, generation = name.partition(".")
+        if generation:
+            found.setdefault(field, {})[generation] = _four(value_of(habits, name))
+        else:
+            found[field] = _four(value_of(habits, name))
+    return found
+
+
+def _four(value: Any) -> float:
+    return float(f"{value:.4g}")
 
 
 def _thinned(settings: Sequence[Setting], most: int) -> list[Setting]:
@@ -209,10 +291,11 @@ def main(arguments: Sequence[str]) -> int:
     report = fit_all(rows, only)
     print(yaml.safe_dump(report, sort_keys=False))
     if not only:
-        path = Path(__file__).resolve().parent / "training_fit.yaml"
-        kept = yaml.safe_load(path.read_text()) if path.is_file() else {}
-        bands = {name: kept.get("bands", {}).get(name, {}) | band for name, band in report["bands"].items()}
-        write_atomic(path, yaml.safe_dump({**report, "bands": bands}, sort_keys=False))
+        from llmlab.simulator.training.plan import CONSTANTS
+
+        note = "# Fitted by harness/validation/fit_training.py on the sets named in harness/validation/training_fit.yaml.\n"
+        write_atomic(CONSTANTS, note + yaml.safe_dump(report.pop("constants"), sort_keys=False))
+        write_atomic(Path(__file__).resolve().parent / "training_fit.yaml", yaml.safe_dump(report, sort_keys=False))
     return 0
 
 

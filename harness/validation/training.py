@@ -23,10 +23,25 @@ from typing import Any
 from llmlab.harness.validation.summary import error_figures, grouped
 from llmlab.reference.errors import InputError
 
-NUMBERS = (
-    "params_b layers hidden heads kv_heads vocab gpus tp pp cp ep dp mbs gbs seq "
-    "iter_time_s tokens_per_s_per_gpu samples_per_s_per_gpu tflops_per_gpu mfu_pct hfu_pct mem_gib"
-).split()
+SIZES = (
+    "params_b",
+    "layers",
+    "hidden",
+    "heads",
+    "kv_heads",
+    "vocab",
+    "gpus",
+    "tp",
+    "pp",
+    "cp",
+    "ep",
+    "dp",
+    "mbs",
+    "gbs",
+    "seq",
+)
+MEASURED = ("iter_time_s", "tokens_per_s_per_gpu", "samples_per_s_per_gpu", "tflops_per_gpu", "mfu_pct", "hfu_pct", "mem_gib")
+NUMBERS = SIZES + MEASURED
 METRICS = ("iter_time_s", "tokens_per_s_per_gpu", "samples_per_s_per_gpu", "tflops_per_gpu", "mem_gib")
 SPEEDS = METRICS[:-1]
 TEXT = ("id", "set", "model", "arch", "hardware", "vpp", "sharding", "schedule", "dtype", "recompute", "framework", "note")
@@ -38,7 +53,7 @@ WIDEST = {"speed": 0.15, "memory": 0.15}
 Progress = Callable[[str, int, int], None]
 
 
-class OutOfReach(ValueError):
+class OutOfReachError(ValueError):
     """Why a row is not predicted."""
 
 
@@ -59,13 +74,13 @@ class TrainingRow:
         """A whole number, or the default where the cell is empty.
 
         Raises:
-            OutOfReach: it is not whole and positive.
+            OutOfReachError: it is not whole and positive.
         """
         if name not in self.stated:
             return default
         value = self.stated[name]
         if value != int(value) or value < 1:
-            raise OutOfReach(f"{name}={value:g} is not a whole number of at least 1")
+            raise OutOfReachError(f"{name}={value:g} is not a whole number of at least 1")
         return int(value)
 
 
@@ -92,7 +107,11 @@ def read_rows(path: str | Path) -> list[TrainingRow]:
     seen: set[str] = set()
     for line, record in enumerate(reader, start=2):
         where = f"{path.name}:{line}"
-        cells = {str(key).strip(): (value or "").strip() for key, value in record.items() if key is not None and not isinstance(value, list)}
+        cells = {
+            str(key).strip(): (value or "").strip()
+            for key, value in record.items()
+            if key is not None and not isinstance(value, list)
+        }
         stated: dict[str, float] = {}
         for name in NUMBERS:
             if value := cells.get(name, ""):
@@ -123,7 +142,7 @@ _FRAMEWORKS = (
     (r"megatron-deepspeed|megatron/megatron", "megatron-deepspeed"),
     (r"deepspeed zero-?3|deepspeed.*zero3", "deepspeed-zero3"),
     (r"deepspeed", "deepspeed-zero1"),
-    (r"megatron-lm [0-9a-f]{6,}|megatron-lm 2?0?2[34]", "megatron"),
+    (r"megatron-lm [0-9a-f]{6,}|megatron-lm 2?0?2[34]", "megatron-2023"),
     (r"megatron", "megatron-sc21"),
     (r"foundry|composer", "llm-foundry"),
     (r"torchtitan", "torchtitan"),
@@ -135,32 +154,32 @@ def framework_of(row: TrainingRow) -> str:
     """The preset whose constants a row takes.
 
     Raises:
-        OutOfReach: no preset knows this framework, or it changes the algorithm.
+        OutOfReachError: no preset knows this framework, or it changes the algorithm.
     """
     words = row.text.get("framework", "").lower()
     for pattern, name in _FRAMEWORKS:
         if re.search(pattern, words):
             if not name:
-                raise OutOfReach("MegaScale: its model is changed (parallel block, sliding windows)")
+                raise OutOfReachError("MegaScale: its model is changed (parallel block, sliding windows)")
             if "jean zay" in row.text["hardware"].lower() and name == "megatron-deepspeed":
                 return "megatron-deepspeed-opa"
             return name
     sharded = row.text.get("sharding", "").lower()
     if "fsdp" in sharded or "full_shard" in sharded:
         return "fsdp"
-    raise OutOfReach(f"framework {row.text.get('framework', 'not stated')!r} is not known")
+    raise OutOfReachError(f"framework {row.text.get('framework', 'not stated')!r} is not known")
 
 
 def device_of(row: TrainingRow) -> tuple[str, float, int]:
     """Name of a device sheet, bytes per second of all ports of a node (0 for the usual), devices of a node (0 for the usual).
 
     Raises:
-        OutOfReach: no sheet has this device.
+        OutOfReachError: no sheet has this device.
     """
     words = row.text["hardware"]
     low = words.lower().replace("_", "-")
     if "tpu" in low or "trillium" in low:
-        raise OutOfReach("TPU: no device sheet")
+        raise OutOfReachError("TPU: no device sheet")
     found = next(
         (
             name
@@ -187,12 +206,10 @@ def device_of(row: TrainingRow) -> tuple[str, float, int]:
         None,
     )
     if found is None:
-        raise OutOfReach(f"hardware {words!r} has no device sheet")
+        raise OutOfReachError(f"hardware {words!r} has no device sheet")
     node = 0.0
     note = row.text.get("note", "")
-    if stated := re.search(r"([\d.]+)\s*gb/s per node", low):
-        node = float(stated[1]) * 1e9 / 8
-    elif stated := re.search(r"([\d.]+)\s*gbps node-node", note.lower()):
+    if stated := re.search(r"([\d.]+)\s*gb/s per node", low) or re.search(r"([\d.]+)\s*gbps node-node", note.lower()):
         node = float(stated[1]) * 1e9 / 8
     elif "omni-path" in low or "jean zay" in low:
         node = 4 * 12.5e9  # four ports of Omni-Path 100 per node
@@ -227,11 +244,13 @@ _MPT = {
 
 
 @cache
-def model_of(name: str, layers: int, hidden: int, heads: int, kv_heads: int, vocab: int, sequence: int, feed_forward: int) -> Any:
+def model_of(
+    name: str, layers: int, hidden: int, heads: int, kv_heads: int, vocab: int, sequence: int, feed_forward: int
+) -> Any:
     """The description of a row's model: a known name, or a GPT of the stated sizes.
 
     Raises:
-        OutOfReach: neither.
+        OutOfReachError: neither.
     """
     from llmlab.reference.models._presets import preset, preset_names
     from llmlab.simulator.model.description import ModelDescription
@@ -250,13 +269,13 @@ def model_of(name: str, layers: int, hidden: int, heads: int, kv_heads: int, voc
             config = replace(config, num_hidden_layers=layers, **cut)
         return ModelDescription(config)
     if not (layers and hidden):
-        raise OutOfReach("layers and hidden size are not stated, and the model has no preset")
+        raise OutOfReachError("layers and hidden size are not stated, and the model has no preset")
     if not heads:
         heads = next((n for n in (round(hidden / 128), hidden // 64) if n and hidden % n == 0), 0)
         if not heads:
-            raise OutOfReach("heads are not stated")
+            raise OutOfReachError("heads are not stated")
     if hidden % heads:
-        raise OutOfReach(f"{heads} heads do not divide hidden size {hidden}")
+        raise OutOfReachError(f"{heads} heads do not divide hidden size {hidden}")
     return gpt(layers, hidden, heads, vocab or 51200, sequence, name=name, feed_forward=feed_forward)
 
 
@@ -281,7 +300,7 @@ def setting_of(row: TrainingRow) -> Setting:
     """Read a row's model, device and plan.
 
     Raises:
-        OutOfReach: something is missing, or not modelled.
+        OutOfReachError: something is missing, or not modelled.
     """
     from llmlab.simulator.training.plan import framework, plan_of
 
@@ -290,25 +309,26 @@ def setting_of(row: TrainingRow) -> Setting:
     words = row.text
     everything = f"{words['model']} {words.get('framework', '')} {words.get('dtype', '')}".lower()
     if "lora" in everything or "bnb" in everything:
-        raise OutOfReach("fine-tuning of adapters: not modelled")
+        raise OutOfReachError("fine-tuning of adapters: not modelled")
     if "offload" in words.get("note", "").lower():
-        raise OutOfReach("offload to the host with unstated settings")
+        raise OutOfReachError("offload to the host with unstated settings")
     sequence, gbs, gpus = row.count("seq"), row.count("gbs"), row.count("gpus")
     tp, cp = row.count("tp", 1), row.count("cp", 1)
     if sequence is None:
-        raise OutOfReach("sequence length is not stated")
+        raise OutOfReachError("sequence length is not stated")
     if gpus is None:
-        raise OutOfReach("number of devices is not stated")
+        raise OutOfReachError("number of devices is not stated")
     if gbs is None:
-        raise OutOfReach("global batch is not stated")
-    assert tp and cp
+        raise OutOfReachError("global batch is not stated")
+    assert tp
+    assert cp
     if "pp" not in row.stated and "dp" not in row.stated and name not in ("fsdp", "llm-foundry", "torchtitan"):
-        raise OutOfReach("neither pipeline nor data-parallel degree is stated")
+        raise OutOfReachError("neither pipeline nor data-parallel degree is stated")
     pp = row.count("pp") or max(1, gpus // (tp * cp * (row.count("dp") or 1)))
     ep = row.count("ep", 1) or 1
     dp = row.count("dp") or gpus // (tp * pp * cp)
     if dp * tp * pp * cp != gpus:
-        raise OutOfReach(f"{gpus} devices are not dp {dp} x tp {tp} x pp {pp} x cp {cp}")
+        raise OutOfReachError(f"{gpus} devices are not dp {dp} x tp {tp} x pp {pp} x cp {cp}")
     feed_forward = int(found[1]) if (found := re.search(r"ffn (\d+)", words.get("note", ""))) else 0
     if "geglu" in words.get("note", "").lower():
         feed_forward = feed_forward * 3 // 2  # three matrices of that width
@@ -323,7 +343,7 @@ def setting_of(row: TrainingRow) -> Setting:
         feed_forward,
     )
     if words.get("arch") == "moe" and not model.config.is_moe:
-        raise OutOfReach("mixture of experts of unknown sizes")
+        raise OutOfReachError("mixture of experts of unknown sizes")
     habits = framework(name)
     recompute, schedule = _recompute(words.get("recompute"), habits), _schedule(words.get("schedule", ""))
     given = {
@@ -360,7 +380,7 @@ def setting_of(row: TrainingRow) -> Setting:
                 continue
             plans.append(plan)
     if not plans:
-        raise OutOfReach(str(first))
+        raise OutOfReachError(str(first))
     return Setting(row, name, device, node, node_devices, model, tuple(plans), tuple(assumed))
 
 
@@ -408,7 +428,9 @@ def predict(setting: Setting, habits: Any = None) -> Any:
 
     device, habits = load_device_sheet(setting.device), habits or framework(setting.framework)
     network = network_of(device, habits, setting.node_bytes_per_s, setting.node_devices)
-    steps = [predict_step(setting.model, plan, device, habits=habits, network=network, fit_memory=False) for plan in setting.plans]
+    steps = [
+        predict_step(setting.model, plan, device, habits=habits, network=network, fit_memory=False) for plan in setting.plans
+    ]
     fitting = [step for step in steps if step.memory.total_bytes <= 1.05 * device.hbm_bytes]
     return min(fitting, key=lambda step: step.seconds) if fitting else min(steps, key=lambda step: step.memory.total_bytes)
 
@@ -464,7 +486,7 @@ def validate_rows(rows: Iterable[TrainingRow], progress: Progress = lambda name,
         try:
             setting = setting_of(row)
             step = predict(setting)
-        except (OutOfReach, InputError) as error:
+        except (OutOfReachError, InputError) as error:
             excluded.append({"row_id": row.row_id, "set": row.text.get("set", ""), "reason": str(error)})
             continue
         figures = figures_of(setting, step)

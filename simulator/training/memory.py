@@ -1,7 +1,7 @@
 """Bytes one rank holds at its fullest: weights, gradients, optimizer, activations, buffers.
 
-Activations follow Korthikanti et al. (arXiv:2205.05198, section 4 and table 2): per layer s b h (34 + 5 a s / h) bytes in 16 bits
-where scores are written out, of which tensor parallelism splits 24 + 5 a s / h and sequence parallelism the rest as well;
+Activations follow Korthikanti et al. (arXiv:2205.05198, section 4 and table 2): per layer s b h (34 + 5 a s / h) bytes in
+16 bits where scores are written out, of which tensor parallelism splits 24 + 5 a s / h and sequence parallelism the rest too;
 full recomputation keeps the layer's input, selective recomputation drops the scores.
 """
 
@@ -15,7 +15,7 @@ from llmlab.reference.errors import InputError
 from llmlab.simulator.hardware.device import Device
 from llmlab.simulator.model.description import ModelDescription
 from llmlab.simulator.training.pipeline_time import in_flight
-from llmlab.simulator.training.plan import OPTIMIZERS, ParallelPlan, framework
+from llmlab.simulator.training.plan import OPTIMIZERS, Framework, ParallelPlan, framework
 
 FSDP_GATHERED_LAYERS = 2.0
 """Layers whose whole weights are held at once: the running one and the one gathered ahead."""
@@ -71,11 +71,15 @@ def stage_weights(model: ModelDescription, plan: ParallelPlan, stage: int) -> tu
         held += table + c.learned_positions * c.hidden_size
     if stage == plan.pp - 1 and not (c.tie_word_embeddings and plan.pp == 1):
         held += table
+    if stage == plan.pp - 1:
+        held += c.hidden_size * (1 + c.norm_bias)
     expert_ranks = plan.ep if plan.ep > 1 else plan.tp
     return held / plan.tp, layers * experts / expert_ranks
 
 
-def activation_bytes_per_layer(model: ModelDescription, plan: ParallelPlan) -> tuple[float, float]:
+def activation_bytes_per_layer(
+    model: ModelDescription, plan: ParallelPlan, habits: Framework | None = None
+) -> tuple[float, float]:
     """Bytes one microbatch leaves behind per layer until its backward, and what recomputing one layer needs for the moment.
 
     >>> from llmlab.simulator.training.plan import gpt
@@ -84,7 +88,7 @@ def activation_bytes_per_layer(model: ModelDescription, plan: ParallelPlan) -> t
     >>> kept == 2048 * 12288 * (10 + 24 / 8 + 5 * 96 * 2048 / 12288 / 8)
     True
     """
-    c, habits = model.config, framework(plan.framework)
+    c, habits = model.config, habits or framework(plan.framework)
     tokens = plan.microbatch * plan.sequence / plan.cp
     D, tp = c.hidden_size, plan.tp
     width = 2.0 if plan.precision == "float32" else 1.0
@@ -115,7 +119,7 @@ def activation_bytes_per_layer(model: ModelDescription, plan: ParallelPlan) -> t
     return kept, 0.0
 
 
-def rank_memory(model: ModelDescription, plan: ParallelPlan, stage: int = 0) -> RankMemory:
+def rank_memory(model: ModelDescription, plan: ParallelPlan, stage: int = 0, habits: Framework | None = None) -> RankMemory:
     """Bytes one rank of this pipeline stage holds at its fullest moment.
 
     Mixed precision with Adam is 16 bytes per weight: 2 weights, 2 gradients, 12 for master weights and two moments
@@ -127,7 +131,7 @@ def rank_memory(model: ModelDescription, plan: ParallelPlan, stage: int = 0) -> 
     >>> round((m.weights_bytes + m.gradients_bytes + m.optimizer_bytes) / model.parameters, 3)
     16.0
     """
-    c, habits = model.config, framework(plan.framework)
+    c, habits = model.config, habits or framework(plan.framework)
     dense, experts = stage_weights(model, plan, stage)
     groups = plan.shard_over or plan.dp * plan.cp
     expert_groups = max(1, plan.dp * plan.cp * plan.tp // plan.ep) if plan.ep > 1 else groups
@@ -146,14 +150,16 @@ def rank_memory(model: ModelDescription, plan: ParallelPlan, stage: int = 0) -> 
     gradients = shared(item if plan.zero_stage == 3 else habits.gradient_bytes, 2)
     state = OPTIMIZERS[plan.optimizer] + (4.0 if item == 2.0 else 0.0)
     optimizer = 0.0 if plan.offload else shared(state, 1)
-    kept, momentary = activation_bytes_per_layer(model, plan)
+    kept, momentary = activation_bytes_per_layer(model, plan, habits)
     layers = plan.layers_of_stages(model.layers)[stage]
     held = in_flight(plan.schedule, plan.pp, stage, plan.microbatches, plan.virtual_stages)
     activations = kept * layers * held + momentary
     tokens = plan.microbatch * plan.sequence / plan.cp
     if stage == 0 and not c.gated_mlp:
         activations += tokens * c.hidden_size * held  # dropout mask of the embedding
-    logits = tokens * (10.0 * c.vocab_size / plan.tp) if stage == plan.pp - 1 else 0.0  # 16-bit logits, float32 ones and their gradient
+    logits = (
+        tokens * (10.0 * c.vocab_size / plan.tp) if stage == plan.pp - 1 else 0.0
+    )  # 16-bit logits, float32 ones and their gradient
     if plan.pp > 1:
         buffers += 4.0 * tokens * c.hidden_size * item
     counted = weights + gradients + optimizer + activations + logits + buffers
@@ -161,20 +167,22 @@ def rank_memory(model: ModelDescription, plan: ParallelPlan, stage: int = 0) -> 
     return RankMemory(weights, gradients, optimizer, activations, logits, buffers, margin)
 
 
-def fullest_rank(model: ModelDescription, plan: ParallelPlan) -> tuple[int, RankMemory]:
+def fullest_rank(model: ModelDescription, plan: ParallelPlan, habits: Framework | None = None) -> tuple[int, RankMemory]:
     """The pipeline stage that needs most, and what it needs."""
     candidates = sorted({0, min(1, plan.pp - 1), plan.pp - 1})
-    found = [(stage, rank_memory(model, plan, stage)) for stage in candidates]
+    found = [(stage, rank_memory(model, plan, stage, habits)) for stage in candidates]
     return max(found, key=lambda pair: pair[1].total_bytes)
 
 
-def check_memory(model: ModelDescription, plan: ParallelPlan, device: Device, where: str = "plan") -> RankMemory:
+def check_memory(
+    model: ModelDescription, plan: ParallelPlan, device: Device, where: str = "plan", habits: Framework | None = None
+) -> RankMemory:
     """What the fullest rank holds, if it fits.
 
     Raises:
         InputError: it does not; the line names every part.
     """
-    stage, memory = fullest_rank(model, plan)
+    stage, memory = fullest_rank(model, plan, habits)
     if memory.total_bytes > device.hbm_bytes:
         parts = ", ".join(
             f"{item.name.removesuffix('_bytes')} {getattr(memory, item.name) / 1e9:.1f}" for item in fields(memory)

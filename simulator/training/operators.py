@@ -21,14 +21,14 @@ from llmlab.simulator.training.plan import Framework, ParallelPlan, framework
 
 FORWARD_KERNELS = 18.0
 BACKWARD_KERNELS = 30.0
-"""Kernels of a transformer layer: two norms, four matrices, attention, biases, dropouts and copies; twice the products backward."""
+"""Kernels of a layer: two norms, four matrices, attention, biases, dropouts and copies; twice the products backward."""
 
 SCORE_BYTES_FORWARD = 13.0
 SCORE_BYTES_BACKWARD = 14.0
-"""Bytes moved per attention score that is written out: the product, softmax, dropout with its mask, and the product after it."""
+"""Bytes moved per attention score that is written out: product, softmax, dropout with its mask, and the product after."""
 
 ATTENTION_BACKWARD = 2.5
-"""Five products backward for two forward in fused attention, which computes its scores again (arXiv:2307.08691, section 3.1)."""
+"""Five products backward for two forward in fused attention, which computes its scores again (arXiv:2307.08691)."""
 
 WIDTH_EXPONENT = 0.3
 """Narrow heads fill the matrix units less: speed of fused attention against head width / 128, to this power."""
@@ -59,7 +59,9 @@ class PassCost:
         return PassCost(*(layers * value for value in self.__dict__.values()))
 
 
-def training_flops(model: ModelDescription, sequences: int, sequence: int, *, recompute: bool = False, causal: bool = False) -> float:
+def training_flops(
+    model: ModelDescription, sequences: int, sequence: int, *, recompute: bool = False, causal: bool = False
+) -> float:
     """FLOPs of one optimizer step: 6 per weight and token, plus attention scores, of all `sequences` together.
 
     With `recompute` the forward pass counts twice (hardware FLOPs: 96 B s l h^2 (1 + s/6h + V/16lh) for a GPT,

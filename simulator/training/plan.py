@@ -23,6 +23,8 @@ PRECISIONS = ("float16", "bfloat16", "fp8", "float32")
 OPTIMIZERS: Mapping[str, float] = {"adam": 8.0, "sgd-momentum": 4.0, "sgd": 0.0}
 """Bytes of float32 state per weight beside the master copy."""
 PRESETS = Path(__file__).resolve().parent / "frameworks.yaml"
+CONSTANTS = Path(__file__).resolve().parent / "framework_constants.yaml"
+"""What was fitted for each framework; written by `harness/validation/fit_training.py`."""
 
 
 @dataclass(frozen=True)
@@ -107,12 +109,17 @@ class ParallelPlan:
         c = model.config
         if self.global_batch % (self.dp * self.microbatch):
             raise InputError(
-                where, "global_batch", self.global_batch, f"must be a multiple of dp x microbatch = {self.dp} x {self.microbatch}"
+                where,
+                "global_batch",
+                self.global_batch,
+                f"must be a multiple of dp x microbatch = {self.dp} x {self.microbatch}",
             )
         if self.shard_over and (self.shard_over < 0 or self.dp % self.shard_over):
             raise InputError(where, "shard_over", self.shard_over, f"must divide dp={self.dp}")
         stages = self.pp * self.virtual_stages
-        ends = 2 if self.virtual_stages > 1 and model.layers % stages else 0  # embedding and output matrix as layers of their own
+        ends = (
+            2 if self.virtual_stages > 1 and model.layers % stages else 0
+        )  # embedding and output matrix as layers of their own
         if stages > model.layers + ends:
             raise InputError(where, "pp", self.pp, f"{stages} stages are more than the {model.layers} layers of {model.name}")
         if self.virtual_stages > 1 and model.layers % stages and (model.layers + 2) % stages:
@@ -132,7 +139,9 @@ class ParallelPlan:
         if self.ep > 1 and not c.is_moe:
             raise InputError(where, "ep", self.ep, f"{model.name} has no experts")
         if self.ep > 1 and (c.num_experts % self.ep or (self.dp * self.tp * self.cp) % self.ep):
-            raise InputError(where, "ep", self.ep, f"must divide {c.num_experts} experts and {self.dp * self.tp * self.cp} ranks")
+            raise InputError(
+                where, "ep", self.ep, f"must divide {c.num_experts} experts and {self.dp * self.tp * self.cp} ranks"
+            )
         if self.zero_stage == 3 and self.pp > 1:
             raise InputError(where, "zero_stage", 3, "gathers weights every microbatch: not combined with a pipeline here")
 
@@ -211,34 +220,43 @@ class Framework:
 
 @cache
 def _shipped() -> Mapping[str, Framework]:
-    return read_frameworks(PRESETS)
+    return read_frameworks(PRESETS, _mapping(CONSTANTS) if CONSTANTS.is_file() else {})
 
 
-def read_frameworks(path: str | Path) -> dict[str, Framework]:
-    """Read a YAML mapping of frameworks; `like` copies another one first.
-
-    Raises:
-        InputError: the file cannot be read, or a key is unknown.
-    """
+def _mapping(path: Path) -> dict[str, Any]:
     import yaml
 
-    path = Path(path)
     try:
         content = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError) as error:
         raise InputError(path, "", path.name, f"cannot be read: {error}") from None
     if not isinstance(content, dict):
         raise InputError(path, "", type(content).__name__, "expected a mapping of frameworks")
+    return content
+
+
+def read_frameworks(path: str | Path, constants: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Framework]:
+    """Read a YAML mapping of frameworks; `like` copies another one first, with its fitted constants.
+
+    Raises:
+        InputError: the file cannot be read, or a key is unknown.
+    """
+    path = Path(path)
+    content = _mapping(path)
     known = {item.name for item in fields(Framework)}
     found: dict[str, Framework] = {}
-    for name, record in content.items():
-        record = dict(record or {})
+    for name, habits in content.items():
+        fitted = dict((constants or {}).get(name, {}))
+        record = {**(habits or {}), **fitted}
         base = record.pop("like", None)
         if base is not None and base not in found:
             raise InputError(path, f"{name}.like", base, "not a framework defined above it")
         for key in record:
             if key not in known:
                 raise InputError(path, f"{name}.{key}", record[key], f"unknown key; known: {', '.join(sorted(known))}")
+        inherited = (found[base].matrix_efficiency or {}) if base else {}
+        stated = (habits or {}).get("matrix_efficiency", {})
+        record["matrix_efficiency"] = {**inherited, **stated, **fitted.get("matrix_efficiency", {})}
         found[name] = replace(found[base], **record, name=name) if base else Framework(name=name, **record)
     return found
 
@@ -274,7 +292,23 @@ def plan_of(name: str, **given: Any) -> ParallelPlan:
     return ParallelPlan(framework=name, **settings)
 
 
-def gpt(layers: int, hidden: int, heads: int, vocab: int, sequence: int, name: str = "", feed_forward: int = 0) -> ModelDescription:
+def dp_of(gpus: int, tp: int, pp: int, cp: int) -> int:
+    """Data-parallel degree that fills the devices.
+
+    Raises:
+        InputError: the other degrees do not divide them.
+
+    >>> dp_of(64, 8, 4, 1)
+    2
+    """
+    if gpus % (tp * pp * cp):
+        raise InputError("plan", "gpus", gpus, f"must be a multiple of tp x pp x cp = {tp} x {pp} x {cp}")
+    return gpus // (tp * pp * cp)
+
+
+def gpt(
+    layers: int, hidden: int, heads: int, vocab: int, sequence: int, name: str = "", feed_forward: int = 0
+) -> ModelDescription:
     """A GPT of these sizes: LayerNorm with bias, two feed-forward matrices, learned positions, tied output matrix.
 
     >>> round(gpt(96, 12288, 96, 51200, 2048).parameters / 1e9, 1)

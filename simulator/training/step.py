@@ -84,7 +84,9 @@ class StepPrediction:
             "tflops_per_gpu": self.flops_per_s / 1e12,
             "hardware_tflops_per_gpu": self.hardware_flops_per_s / 1e12,
             "mfu": self.mfu,
-            "breakdown_s": {item.name.removesuffix("_s"): getattr(self.breakdown, item.name) for item in fields(self.breakdown)},
+            "breakdown_s": {
+                item.name.removesuffix("_s"): getattr(self.breakdown, item.name) for item in fields(self.breakdown)
+            },
             "memory_bytes": {item.name.removesuffix("_bytes"): getattr(self.memory, item.name) for item in fields(self.memory)}
             | {"total": self.memory.total_bytes},
         }
@@ -141,7 +143,13 @@ def _layer(model: ModelDescription, device: Device, plan: ParallelPlan, network:
         if plan.recompute == "full":
             expert *= 1.5
     return _Layer(
-        forward, backward * (1 - weight_part), backward * weight_part, recompute, 2 * tensor_forward + tensor_again, context, expert
+        forward,
+        backward * (1 - weight_part),
+        backward * weight_part,
+        recompute,
+        2 * tensor_forward + tensor_again,
+        context,
+        expert,
     )
 
 
@@ -164,12 +172,19 @@ def _exposed_fully_sharded(
     shown += max(gather + scatter - hidden * backward, (1 - hidden) * (gather + scatter))
     c = model.config
     table = c.vocab_size * c.hidden_size / plan.tp
-    ends = network.reduce_scatter_s(table * item, over, stride) + network.reduce_scatter_s(table * habits.reduce_bytes, over, stride)
+    ends = network.reduce_scatter_s(table * item, over, stride) + network.reduce_scatter_s(
+        table * habits.reduce_bytes, over, stride
+    )
     return model.layers * shown + gather + scatter + ends
 
 
 def _stages(
-    model: ModelDescription, plan: ParallelPlan, layer: _Layer, ends: tuple[PassCost, PassCost], habits: Framework, extra_s: float
+    model: ModelDescription,
+    plan: ParallelPlan,
+    layer: _Layer,
+    ends: tuple[PassCost, PassCost],
+    habits: Framework,
+    extra_s: float,
 ) -> list[StageTime]:
     found = []
     layers = plan.layers_of_stages(model.layers)
@@ -189,9 +204,7 @@ def _stages(
     return found
 
 
-def _data_parallel(
-    model: ModelDescription, plan: ParallelPlan, network: Network, habits: Framework, busy_s: float
-) -> float:
+def _data_parallel(model: ModelDescription, plan: ParallelPlan, network: Network, habits: Framework, busy_s: float) -> float:
     """Seconds of summing gradients (and gathering new weights) that show at the end of a step.
 
     They hide behind `busy_s` at most: the microbatches that drain from the pipeline.
@@ -228,7 +241,9 @@ def _data_parallel(
 def _optimizer(model: ModelDescription, plan: ParallelPlan, device: Device, host_link: float) -> float:
     dense, experts = stage_weights(model, plan, 0)
     over = (plan.shard_over or plan.dp * plan.cp) if plan.zero_stage else 1
-    updated = dense / over + experts / (max(1, plan.dp * plan.cp * plan.tp // plan.ep) if plan.zero_stage and plan.ep > 1 else over)
+    updated = dense / over + experts / (
+        max(1, plan.dp * plan.cp * plan.tp // plan.ep) if plan.zero_stage and plan.ep > 1 else over
+    )
     moved = 32.0 * OPTIMIZER_PASSES * updated
     if plan.offload:
         return moved / HOST_OPTIMIZER_BYTES_PER_S + 4.0 * updated / host_link
@@ -266,12 +281,14 @@ def predict_step(
     if isinstance(device, str):
         device = load_device_sheet(device)
     habits = habits or framework(plan.framework)
-    memory = check_memory(model, plan, device) if fit_memory else fullest_rank(model, plan)[1]
+    memory = check_memory(model, plan, device, habits=habits) if fit_memory else fullest_rank(model, plan, habits)[1]
     network = network or network_of(device, habits)
     strides = Strides.of(plan)
     layer = _layer(model, device, plan, network, habits)
     ends = ends_cost(model, device.name, plan, habits)
-    sharded = _exposed_fully_sharded(model, plan, layer, network, habits, strides.dp) if plan.zero_stage == 3 and plan.dp > 1 else 0.0
+    sharded = (
+        _exposed_fully_sharded(model, plan, layer, network, habits, strides.dp) if plan.zero_stage == 3 and plan.dp > 1 else 0.0
+    )
     stages = _stages(model, plan, layer, ends, habits, sharded)
     width = 4.0 if plan.precision == "float32" else 2.0
     handover = 0.0
@@ -291,7 +308,12 @@ def predict_step(
     handed = 2.0 * plan.microbatches * plan.virtual_stages * habits.handover_s if plan.pp > 1 else 0.0
     parts = (count * layer.recompute, count * layer.tensor, count * layer.context, count * layer.expert)
     breakdown = StepBreakdown(
-        busy - sum(parts) - data_sharded - handed, *parts, running - busy + handed, data + data_sharded, optimizer, habits.iteration_s
+        busy - sum(parts) - data_sharded - handed,
+        *parts,
+        running - busy + handed,
+        data + data_sharded,
+        optimizer,
+        habits.iteration_s,
     )
     seconds = breakdown.total_s
     useful = training_flops(model, plan.global_batch, plan.sequence)
@@ -307,3 +329,18 @@ def predict_step(
         hardware / seconds / plan.gpus,
         useful / seconds / plan.gpus / peak,
     )
+
+
+def tables(step: StepPrediction) -> list[tuple[str, list[dict[str, Any]]]]:
+    """The prediction as titled tables."""
+    shown = step.to_json()
+    figures = ("iteration_s", "tokens_per_s", "tokens_per_s_per_gpu", "samples_per_s", "tflops_per_gpu", "mfu")
+    seconds = [
+        {"part": name, "seconds": value, "share": f"{value / step.seconds:.1%}"} for name, value in shown["breakdown_s"].items()
+    ]
+    memory = [{"part": name, "GB": value / 1e9} for name, value in shown["memory_bytes"].items()]
+    return [
+        (f"One step on {step.plan.gpus} devices", [{name: shown[name] for name in figures}]),
+        ("Where the seconds go (slowest rank)", seconds),
+        ("Memory of the fullest rank", memory),
+    ]

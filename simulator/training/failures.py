@@ -1,0 +1,92 @@
+"""What failures and checkpoints leave of a long run: the best interval between checkpoints, and goodput.
+
+Young (1974) and Daly (2006, Future Generation Computer Systems 22(3), eq. 20): with checkpoints of cost C and a mean time
+between failures M, work in pieces of sqrt(2 C M) loses least. Units: seconds.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from llmlab.reference.errors import InputError
+
+
+def young_daly_s(checkpoint_s: float, failures_apart_s: float) -> float:
+    """Seconds of work between two checkpoints.
+
+    >>> young_daly_s(50.0, 10000.0)
+    1000.0
+    """
+    _check(checkpoint_s=checkpoint_s, failures_apart_s=failures_apart_s)
+    return math.sqrt(2.0 * checkpoint_s * failures_apart_s)
+
+
+def _check(**values: float) -> None:
+    for name, value in values.items():
+        if not (math.isfinite(value) and value > 0):
+            raise InputError("failures", name, value, "must be a positive finite number of seconds")
+
+
+@dataclass(frozen=True)
+class Goodput:
+    """Part of the time that becomes progress, and where the rest goes; the four add up to 1."""
+
+    interval_s: float
+    useful: float
+    checkpoint: float
+    lost_work: float
+    restart: float
+
+
+def goodput(checkpoint_s: float, failures_apart_s: float, restart_s: float, interval_s: float | None = None) -> Goodput:
+    """Expected shares with failures at random (exponential) and a checkpoint after every `interval_s` of work.
+
+    A piece of work and its checkpoint take interval + checkpoint seconds; a failure throws away what was done of it and
+    costs a restart: the expected time of a piece is (M + R) (exp((T + C) / M) - 1).
+
+    Args:
+        checkpoint_s: time a checkpoint stops training for.
+        failures_apart_s: mean time between failures of the whole job.
+        restart_s: from a failure until training goes on.
+        interval_s: work between checkpoints; the Young-Daly interval where None.
+
+    Raises:
+        InputError: a time is not positive.
+
+    >>> one = goodput(60.0, 3 * 3600.0, 600.0)
+    >>> round(one.useful, 3), round(one.useful + one.checkpoint + one.lost_work + one.restart, 6)
+    (0.851, 1.0)
+    """
+    interval = young_daly_s(checkpoint_s, failures_apart_s) if interval_s is None else interval_s
+    _check(checkpoint_s=checkpoint_s, failures_apart_s=failures_apart_s, restart_s=restart_s, interval_s=interval)
+    piece = interval + checkpoint_s
+    failures = math.expm1(piece / failures_apart_s)
+    whole = (failures_apart_s + restart_s) * failures
+    useful, saving, restart = interval / whole, checkpoint_s / whole, restart_s * failures / whole
+    return Goodput(interval, useful, saving, max(0.0, 1.0 - useful - saving - restart), restart)
+
+
+def simulate_goodput(
+    checkpoint_s: float, failures_apart_s: float, restart_s: float, interval_s: float, pieces: int, rng: np.random.Generator
+) -> float:
+    """The useful part of the time of one run of so many pieces, failures drawn; restarts cannot fail."""
+    _check(checkpoint_s=checkpoint_s, failures_apart_s=failures_apart_s, restart_s=restart_s, interval_s=interval_s)
+    spent, piece = 0.0, interval_s + checkpoint_s
+    for _ in range(pieces):
+        while (until := rng.exponential(failures_apart_s)) < piece:
+            spent += until + restart_s
+        spent += piece
+    return pieces * interval_s / spent
+
+
+def checkpoint_seconds(parameters: float, bytes_per_s: float, *, bytes_per_weight: float = 14.0) -> float:
+    """Seconds to write weights, master weights and moments of a model to storage of this bandwidth.
+
+    >>> checkpoint_seconds(1e9, 14e9)
+    1.0
+    """
+    _check(parameters=parameters, bytes_per_s=bytes_per_s)
+    return parameters * bytes_per_weight / bytes_per_s

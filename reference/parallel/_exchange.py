@@ -124,8 +124,8 @@ def split(array: np.ndarray, num_ranks: int, axis: int, name: str) -> Parts:
 def same_to_rounding(expected: object, actual: object) -> bool:
     """Compare nested results; floats in float64 may differ by the order of sums: 4096 ulp of the largest value expected.
 
-    Sums of up to some thousand terms, in another order, differ by less; an error that matters is far above. The largest value is
-    that of the whole result: what cancels to 0 in one order of sums is rounding in another.
+    Sums of up to some thousand terms, in another order, differ by less; an error that matters is far above. The largest value
+    is that of the whole result: what cancels to 0 in one order of sums is rounding in another.
     """
     left, right = list(_flat("", expected)), list(_flat("", actual))
     if [(path, array.shape) for path, array in left] != [(path, array.shape) for path, array in right]:

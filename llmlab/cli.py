@@ -436,6 +436,71 @@ def simulate_serve_command(
             show(title, rows)
 
 
+@simulate_app.command("pipeline")
+def simulate_pipeline_command(
+    schedules: Annotated[
+        list[str],
+        typer.Option(
+            "--schedule",
+            help="naive, gpipe, 1f1b, interleaved, looped_bfs, pipedream, zb_h1, zb_h2, zb_1p, zb_2p, zb_v, v_half, v_min, "
+            "dualpipe, dualpipe_v or chimera; may be repeated, to compare.",
+        ),
+    ],
+    ranks: Annotated[int, typer.Option(help="Ranks of the pipeline.")] = 4,
+    microbatches: Annotated[int, typer.Option(help="Microbatches of a step.")] = 8,
+    virtual: Annotated[int, typer.Option(help="Virtual stages per rank: interleaved, looped_bfs.")] = 1,
+    forward_ms: Annotated[float, typer.Option(help="Forward of a rank's whole part of the model, one microbatch.")] = 1.0,
+    input_ms: Annotated[float, typer.Option(help="The same of the backward: gradient of the input.")] = 1.0,
+    weight_ms: Annotated[float, typer.Option(help="The same of the backward: gradient of the weights.")] = 1.0,
+    hand_over_ms: Annotated[float, typer.Option(help="From the end of a stage to the start of the next rank's.")] = 0.0,
+    together: Annotated[
+        float | None,
+        typer.Option(help="Run a forward beside a backward, in this part of their summed time (DualPipe: 1 or less)."),
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw ranks over time (.png, .svg, .pdf).")] = None,
+    trace: Annotated[Path | None, typer.Option(help="Write a timeline for Perfetto (.json or .json.gz); one schedule.")] = None,
+    path: Annotated[str, typer.Option(help="Loop that runs: compiled, or simpy (readable); the times are equal.")] = "compiled",
+    json_output: Json = False,
+) -> None:
+    """Replay a pipeline schedule: bubble and activations beside their closed forms (JSON: a list where there are several)."""
+    from llmlab.reports.pipeline_figure import check_picture, save_pipeline
+    from llmlab.simulator.training.replay import run_pipeline
+
+    if plot is not None:
+        check_picture(plot)
+    if path not in ("compiled", "simpy"):
+        raise InputError("simulate pipeline", "--path", path, "is neither compiled nor simpy")
+    if trace is not None and len(schedules) > 1:
+        raise InputError("simulate pipeline", "--trace", str(trace), "takes one schedule")
+    times = {"forward_ms": forward_ms, "backward_input_ms": input_ms, "backward_weight_ms": weight_ms}
+    times |= {"hand_over_ms": hand_over_ms}
+    if together is not None and not any(name.startswith("dualpipe") for name in schedules):
+        raise InputError("simulate pipeline", "--together", together, "only dualpipe and dualpipe_v run two actions together")
+    single = len(schedules) == 1
+    runs = [
+        run_pipeline(
+            name,
+            ranks,
+            microbatches,
+            virtual if single or name in ("interleaved", "looped_bfs") else 1,
+            together=together if name.startswith("dualpipe") else None,
+            loop=path,
+            **times,
+        )
+        for name in schedules
+    ]
+    if trace is not None:
+        runs[0][0].write_trace(trace)
+    if plot is not None:
+        save_pipeline([timeline for timeline, _ in runs], plot)
+    rows = [row for _, row in runs]
+    if json_output:
+        emit(rows[0] if len(rows) == 1 else rows)
+    else:
+        short = ("schedule", "makespan_ms", "bubble", "bubble_closed_form", "bubble_with_flush", "peak_activations")
+        show(f"{ranks} ranks, {microbatches} microbatches", [{key: row[key] for key in short} for row in rows])
+
+
 TRACE_HELP = (
     "Trace (Azure, BurstGPT, Mooncake; .csv, .jsonl), result of vllm bench serve, GuideLLM or inference-perf, ShareGPT "
     "conversations (.json), or workload file (.yaml); also .gz."

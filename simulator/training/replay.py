@@ -10,7 +10,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from numba import njit
 
 from llmlab.reference.errors import InputError
 from llmlab.reference.files import write_atomic
-from llmlab.reference.parallel._orders import make_schedule
+from llmlab.reference.parallel._orders import bubble_time, make_schedule, peak_of, zb_auto
 from llmlab.reference.parallel._schedule import KINDS, Action, Schedule
 
 TRACE_ENDINGS = (".json", ".json.gz")
@@ -383,3 +383,72 @@ def _longest_path(
             time = (time + action_ns[kinds[unit, 2], kinds[unit, 3]]) * pair_permille // 1000
         starts[unit], ends[unit] = start, start + time
     return starts, ends
+
+
+def run_pipeline(
+    name: str,
+    num_ranks: int,
+    num_microbatches: int,
+    virtual: int = 1,
+    *,
+    forward_ms: float = 1.0,
+    backward_input_ms: float = 1.0,
+    backward_weight_ms: float = 1.0,
+    hand_over_ms: float = 0.0,
+    together: float | None = None,
+    loop: str = "compiled",
+) -> tuple[Timeline, dict[str, Any]]:
+    """Replay a schedule by name on equal stages; return the timeline and what it comes to.
+
+    Times are those of 1 / num_ranks of the model. `together` runs a forward beside a backward in that part of their summed
+    time (DualPipe). zb_1p and zb_2p are made for these times. `bubble_closed_form` is the formula of the schedule's paper where
+    it has one for these times and hand-over is free, `bubble` the replayed fraction it speaks of.
+
+    Raises:
+        InputError: no such schedule, sizes that it does not take, or a time that is negative or not finite.
+    """
+    times_ms = {"forward_ms": forward_ms, "input_ms": backward_input_ms, "weight_ms": backward_weight_ms}
+    for field, value in {**times_ms, "hand_over_ms": hand_over_ms, "together": together or 0.0}.items():
+        if not 0 <= value < 1e9:
+            raise InputError("pipeline", field, value, "must be a time from 0 on")
+    F, I, W, comm = (round(1e6 * time) for time in (*times_ms.values(), hand_over_ms))
+    try:
+        schedule = make_schedule(name, num_ranks, num_microbatches, virtual)
+        if name in ("zb_1p", "zb_2p"):
+            limit = num_ranks * (1 if name == "zb_1p" else 2)
+            made = zb_auto(
+                num_ranks,
+                num_microbatches,
+                forward=F,
+                backward_input=I,
+                backward_weight=W,
+                hand_over=comm,
+                max_activations=limit,
+            )
+            schedule = replace(made, name=name)
+    except ValueError as error:
+        raise InputError("pipeline", "--schedule", name, str(error)) from error
+    permille = None if together is None else round(1000 * together)
+    timeline = replay(schedule, even(schedule, F, I, W, comm, permille), loop=loop)
+    waits = bubble_time(name, num_ranks, num_microbatches, virtual, F, I, W) if not comm and permille in (None, 1000) else None
+    if name.startswith("dualpipe") and permille is None:
+        waits = None
+    steady = name in ("zb_h2", "zb_2p", "zb_v")  # without a synchronization before the optimizer
+    work = num_microbatches * (F + I + W)
+    peaks = schedule.peak_activations()
+    return timeline, {
+        "schedule": name,
+        "ranks": num_ranks,
+        "microbatches": num_microbatches,
+        "virtual": virtual,
+        "stages": schedule.num_stages,
+        "makespan_ms": timeline.makespan_ns / 1e6,
+        "bubble": timeline.steady_bubble_fraction if steady else timeline.bubble_fraction,
+        "bubble_closed_form": None if waits is None or not work else waits / (work + waits),
+        "bubble_with_flush": timeline.bubble_fraction,
+        "idle_ms": [idle / 1e6 for idle in timeline.idle_ns],
+        "peak_activations": peaks,
+        "peak_activations_closed_form": [
+            peak_of(name, num_ranks, num_microbatches, virtual, rank) for rank in range(num_ranks)
+        ],
+    }

@@ -27,7 +27,7 @@ GPUS = ("h100", "h200")
 SLO = "ttft_p99=2s,tpot_p99=50ms"
 
 CHECK_BUDGET_S = 210.0
-PUBLISHED_ROWS = 480
+PUBLISHED_ROWS = 900
 TIMED = (
     "attention.gqa",
     "attention.flash",
@@ -54,6 +54,8 @@ LOAD_NAMES = {
     "offline_batch": "offline",
     "burst_all_at_once": "offline",
     "offline_max_throughput": "offline",
+    "trace_replay": "replayed requests",
+    "closed_loop_concurrency_disagg": "closed loop, disaggregated",
 }
 
 
@@ -246,9 +248,9 @@ def here_tables(result: Mapping[str, Any]) -> Section:
 
 
 def published_section(progress: Progress, limit: int) -> Section:
-    """Accuracy on the published rows that are well described, a spread of them."""
+    """Accuracy on published measurements, a spread of every table: operating points, stages and replayed requests."""
+    from llmlab.harness.validation.measured_files import kind_of, validate_files
     from llmlab.harness.validation.rows import read_rows
-    from llmlab.harness.validation.serving import validate_serving
 
     folder = data_folder()
     if folder is None or not (folder / "measured").is_dir():
@@ -256,14 +258,28 @@ def published_section(progress: Progress, limit: int) -> Section:
     paths = []
     for path in sorted((folder / "measured").glob("*.csv.gz")):
         try:
-            if any(row.flags.get("core") for row in read_rows(path)):
+            if kind_of(path) != "rows" or read_rows(path):
                 paths.append(path)
         except InputError:
-            continue  # per-request files and other shapes lie in the same folder
+            continue  # tables of another kind may lie in the same folder
     if not paths:
-        return {"missing": f"no table with core rows in {folder / 'measured'}"}
-    result = validate_serving(paths, core=True, limit=limit, progress=progress)
+        return {"missing": f"no table of measured runs in {folder / 'measured'}"}
+    result = validate_files(paths, limit=limit, progress=progress)
     return published_tables(result)
+
+
+def ratios_section(progress: Progress, *, quick: bool) -> Section:
+    """Relative results of published systems, repeated; a quick run does those that take seconds."""
+    from llmlab.harness.validation.papers import validate_papers
+
+    rows = validate_papers(("P7", "P13", "P15", "P17") if quick else (), progress)
+    held = sum(row["holds"] for row in rows)
+    text = (
+        "A paper states that one way of serving carries so many times the load of another. Both were built on the same cost "
+        "model, differing only in what the paper says differs; nothing is fitted to the factors. "
+        f"{held} of {len(rows)} statements hold in sign and order."
+    )
+    return {"text": text, "rows": rows}
 
 
 def published_tables(result: Mapping[str, Any]) -> Section:
@@ -272,7 +288,11 @@ def published_tables(result: Mapping[str, Any]) -> Section:
     pictures = []
     for metric, unit in (("tpot_mean_ms", "ms"), ("ttft_mean_ms", "ms"), ("e2e_mean_ms", "ms"), ("out_tok_per_s", "tokens/s")):
         rows = [
-            {"measured": row["measured"], "predicted": row["predicted"], "group": LOAD_NAMES[row["load_mode"]]}
+            {
+                "measured": row["measured"],
+                "predicted": row["predicted"],
+                "group": LOAD_NAMES.get(row["load_mode"], row["load_mode"]),
+            }
             for row in result["rows"]
             if row["metric"] == metric and row["measured"] and row["scored"]
         ]
@@ -284,12 +304,36 @@ def published_tables(result: Mapping[str, Any]) -> Section:
         f"{sum(row['fitted'] for row in result['rows'])} of the {len(result['rows'])} values belong to engines whose few host "
         "constants were fitted on rows of these tables, and so were the intervals: read both as in-sample."
     )
+    left_out = {(line["load_mode"], line["metric"]): line for line in counts.get("left_out", ())}
+    metrics = [
+        line
+        | {"load": LOAD_NAMES.get(line["load_mode"], line["load_mode"])}
+        | {
+            name: left_out.get((line["load_mode"], line["metric"]), {}).get(name)
+            for name in ("without_own_source", "without_own_model", "without_own_device")
+        }
+        for line in counts["by_metric"]
+        if line["metric"] in METRIC_NAMES
+    ]
     return {
         "text": text,
         "pictures": pictures,
         "rows": counts["by_source"],
         "by_metric": counts["by_metric"],
+        "metrics": metrics,
+        "sources": counts.get("sources", []),
         "excluded": counts["excluded_reasons"],
+    }
+
+
+def speed_section(progress: Progress) -> Section:
+    """How fast the serving simulator runs here: the readable loop and the compiled one, the same run."""
+    from llmlab.harness.timing import simulator
+
+    rows = simulator.table(simulator.run(quick=True, progress=progress))
+    return {
+        "text": "The same requests on the readable SimPy loop and on the compiled one; both give the same events.",
+        "rows": rows,
     }
 
 
@@ -349,10 +393,11 @@ def headlines(sections: Mapping[str, Section]) -> list[dict[str, str]]:
             tiles.append({"value": _percent(line["median_abs_error"]), "label": label, "detail": detail})
     scored = [line for line in sections["published"].get("by_metric", []) if line["metric"] == "tpot_mean_ms"]
     if scored:
-        values = sum(line["n"] for line in scored)
-        weighted = sum(line["n"] * line["mean_abs_error"] for line in scored) / values
-        label = "mean TPOT error, published runs"
-        tiles.append({"value": _percent(weighted), "label": label, "detail": f"{values:,} operating points"})
+        loads = {"static_batch": "static", "closed_loop_concurrency": "closed loop", "open_loop_constant_rate": "constant rate"}
+        kept = [line for line in scored if line["load_mode"] in loads]
+        value = " / ".join(_percent(line["median_abs_error"]) for line in kept)
+        label = "median TPOT error, published " + " / ".join(loads[line["load_mode"]] for line in kept)
+        tiles.append({"value": value, "label": label, "detail": f"{sum(line['n'] for line in kept):,} operating points"})
     if chosen := sections["plan"].get("chosen"):
         value = f"{chosen['gpus']} × {str(chosen['gpu']).upper()}"
         detail = f"${chosen['usd_per_hour']:.2f} per hour for {MODEL.rpartition('/')[2]}"
@@ -395,6 +440,10 @@ def full_run(*, quick: bool = False, slo: str = SLO, progress: Progress = lambda
         sections["here"] = here_section(progress, quick=quick)
     with times.of("published"):
         sections["published"] = published_section(progress, PUBLISHED_ROWS // (4 if quick else 1))
+    with times.of("ratios"):
+        sections["ratios"] = ratios_section(progress, quick=quick)
+    with times.of("simulator"):
+        sections["speed"] = speed_section(progress)
     with times.of("plan"):
         sections["plan"] = plan_section(progress, slo, quick=quick)
     machine_facts = report.machine

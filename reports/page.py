@@ -115,7 +115,7 @@ def _figures(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
     return drawn
 
 
-SECTIONS = ("machine", "components", "calibration", "here", "published", "plan")
+SECTIONS = ("machine", "components", "calibration", "here", "published", "ratios", "speed", "plan")
 
 
 def page(report: Mapping[str, Any]) -> str:

@@ -23,6 +23,7 @@ def _published() -> dict[str, Any]:
         for i in range(3)
     ]  # fmt: skip
     line = {"n": 2, "mean_abs_error": 0.05, "median_abs_error": 0.05, "p90_abs_error": 0.1, "bias": -0.05, "coverage": 1.0}
+    line["width"] = 0.4
     labels = {"load_mode": "static_batch", "metric": "tpot_mean_ms"}
     return {
         "rows": rows,
@@ -30,6 +31,8 @@ def _published() -> dict[str, Any]:
         "summary": {
             "rows": 3, "simulated": 3, "excluded": 0, "unscored": 1, "excluded_reasons": [],
             "by_metric": [labels | line], "by_source": [{"source": "s"} | labels | line],
+            "left_out": [labels | {"without_own_model": 0.12, "without_own_device": None, "without_own_source": 0.2}],
+            "sources": [{"source": "s", "rows": 3, "scored": 2, "unscored": 1, "excluded": 0, "why": "not stated"}],
         },
     }  # fmt: skip
 
@@ -67,6 +70,8 @@ def test_the_tables_fit_the_page() -> None:
     html = page(report)
     assert "100 million" in html
     assert "3 of 3 published operating points" in html
+    assert "12.0 %" in html  # without its own model
+    assert "not stated" in html
 
 
 def test_headlines_are_made_of_what_is_there() -> None:

@@ -103,12 +103,43 @@ def example() -> dict[str, Any]:
                 "pictures": [{"metric": "tpot_mean_ms", "title": "Time per output token", "unit": "ms", "rows": published}],
                 "rows": [
                     {
-                        "source": source, "metric": "tpot_mean_ms", "n": 300, "mean_abs_error": 0.07, "median_abs_error": 0.05,
+                        "source": source, "load_mode": "static_batch", "metric": "tpot_mean_ms", "n": 300,
+                        "mean_abs_error": 0.07, "median_abs_error": 0.05,
                         "bias": -0.02, "coverage": 0.91,
                     }
                     for source in ("one table", "another table")
                 ],
+                "metrics": [
+                    {
+                        "load": "static batch", "metric": "tpot_mean_ms", "n": 600, "median_abs_error": 0.05,
+                        "mean_abs_error": 0.07, "bias": -0.02, "coverage": 0.91, "width": 0.4, "without_own_model": 0.11,
+                        "without_own_device": 0.09, "without_own_source": None,
+                    }
+                ],
+                "sources": [
+                    {"source": "one table", "rows": 320, "scored": 300, "unscored": 8, "excluded": 12, "why": "isl not stated"}
+                ],
                 "excluded": [{"reason": "no description of model tiiuae/falcon-180B", "count": 376}],
+            },
+            "ratios": {
+                "text": "1 of 2 statements hold in sign and order.",
+                "rows": [
+                    {
+                        "id": name, "paper": "A paper", "comparison": "new / old", "stated": "2-4", "obtained": 3.1,
+                        "holds": holds, "source": "arXiv",
+                    }
+                    for name, holds in (("P1", True), ("P2", False))
+                ],
+            },
+            "speed": {
+                "text": "The same requests on both loops.",
+                "rows": [
+                    {
+                        "case": case, "steps": 91715, "seconds": 91715 / rate, "steps/s": rate,
+                        "steps/s of processor time": rate, "peak memory, GB": 0.2, "from start to ready, s": 1.0,
+                    }
+                    for case, rate in (("simpy", 39_000.0), ("compiled", 900_000.0))
+                ],
             },
             "plan": {
                 "text": "Llama-3.1-70B for 19,366 conversation requests with a median first token within 2 s.",

@@ -355,6 +355,7 @@ def simulate_serve_command(
     price: Annotated[float | None, typer.Option(help="US dollars per device and hour; a dated default when not given.")] = None,
     seed: Annotated[int, typer.Option(help="Of every random draw.")] = 0,
     out_requests: Annotated[Path | None, typer.Option(help="Write the per-request table (.csv or .parquet).")] = None,
+    out_bench: Annotated[Path | None, typer.Option(help="Write the run as `vllm bench serve` saves one (.json).")] = None,
     trace: Annotated[Path | None, typer.Option(help="Write a timeline for Perfetto (.json or .json.gz).")] = None,
     plot: Annotated[
         Path | None, typer.Option(help="Draw queue, running requests, KV use, replicas and power over time (.png, .svg, .pdf).")
@@ -421,6 +422,7 @@ def simulate_serve_command(
             clients=clients,
             seed=seed,
             out_requests=out_requests,
+            out_bench=out_bench,
             trace=trace,
             states=plot is not None,
             loop=path,
@@ -505,6 +507,79 @@ TRACE_HELP = (
     "Trace (Azure, BurstGPT, Mooncake; .csv, .jsonl), result of vllm bench serve, GuideLLM or inference-perf, ShareGPT "
     "conversations (.json), or workload file (.yaml); also .gz."
 )
+
+
+@validate_app.command("training")
+def validate_training_command(
+    runs: Annotated[
+        list[Path], typer.Option("--runs", help="CSV (or .csv.gz) of published training runs; may be given several times.")
+    ],
+    limit: Annotated[int | None, typer.Option(help="At most this many rows, spread over the files.")] = None,
+    json_output: Json = False,
+) -> None:
+    """Predict every row of published training runs: step time or throughput and memory, errors, intervals, exclusions."""
+    from llmlab.harness.validation.training import summary_tables, validate_training
+
+    with progress_bar("predicting") as advance:
+        result = validate_training(runs, limit=limit, progress=advance)
+    if json_output:
+        emit(result)
+    else:
+        for title, rows in summary_tables(result):
+            show(title, rows)
+
+
+@simulate_app.command("train")
+def simulate_train_command(
+    model: Annotated[str, typer.Option(help="Known model, or the path of a config.json.")],
+    gpu: Annotated[str, typer.Option(help="Device, by name or alias.")],
+    gpus: Annotated[int, typer.Option(min=1, help="Devices in all; data parallelism takes what the other degrees leave.")],
+    global_batch: Annotated[int, typer.Option(min=1, help="Sequences per optimizer step.")],
+    seq: Annotated[int, typer.Option(min=1, help="Tokens per sequence.")] = 2048,
+    tp: Annotated[int, typer.Option(min=1, help="Tensor-parallel degree.")] = 1,
+    pp: Annotated[int, typer.Option(min=1, help="Pipeline stages.")] = 1,
+    cp: Annotated[int, typer.Option(min=1, help="Context-parallel degree.")] = 1,
+    ep: Annotated[int, typer.Option(min=1, help="Expert-parallel degree.")] = 1,
+    virtual_stages: Annotated[int, typer.Option(min=1, help="Chunks of layers per stage (interleaved schedule).")] = 1,
+    microbatch: Annotated[int, typer.Option(min=1, help="Sequences per forward pass.")] = 1,
+    framework: Annotated[
+        str, typer.Option(help="Preset: megatron, fsdp, deepspeed-zero1, ...; see its constants.")
+    ] = "megatron",
+    schedule: Annotated[str | None, typer.Option(help="Pipeline schedule; the framework's where not given.")] = None,
+    zero: Annotated[int | None, typer.Option(min=0, max=3, help="ZeRO stage; the framework's where not given.")] = None,
+    recompute: Annotated[str | None, typer.Option(help="none, selective or full; the framework's where not given.")] = None,
+    precision: Annotated[str, typer.Option(help="bfloat16, float16, fp8 or float32.")] = "bfloat16",
+    offload: Annotated[bool, typer.Option("--offload", help="Optimizer state in host memory.")] = False,
+    json_output: Json = False,
+) -> None:
+    """Predict one training step: seconds, where each goes, tokens per second, MFU, memory of the fullest rank."""
+    from llmlab.simulator.model.description import load_model
+    from llmlab.simulator.training.plan import dp_of, plan_of
+    from llmlab.simulator.training.step import predict_step, tables
+
+    plan = plan_of(
+        framework,
+        dp=dp_of(gpus, tp, pp, cp),
+        tp=tp,
+        pp=pp,
+        cp=cp,
+        ep=ep,
+        virtual_stages=virtual_stages,
+        microbatch=microbatch,
+        global_batch=global_batch,
+        sequence=seq,
+        recompute=recompute,
+        precision=precision,
+        zero_stage=zero,
+        schedule=schedule or ("interleaved" if virtual_stages > 1 else None),
+        offload=offload,
+    )
+    step = predict_step(load_model(model), plan, gpu)
+    if json_output:
+        emit(step.to_json())
+    else:
+        for title, rows in tables(step):
+            show(title, rows)
 
 
 @workload_app.command("describe")
@@ -656,6 +731,41 @@ def plan_serve_command(
         console().print(*found.sentences(), sep="\n", soft_wrap=True, markup=False, highlight=False)
     if found.chosen is None:
         raise typer.Exit(1)
+
+
+@plan_app.command("train")
+def plan_train_command(
+    model: Annotated[str, typer.Option(help="Known model, or the path of a config.json.")],
+    gpus: Annotated[int, typer.Option(min=1, help="Devices in all.")],
+    global_batch: Annotated[int, typer.Option(min=1, help="Sequences per optimizer step.")],
+    seq: Annotated[int, typer.Option(min=1, help="Tokens per sequence.")],
+    gpu: Annotated[str, typer.Option(help="Device, by name or alias.")] = "h100",
+    framework: Annotated[str, typer.Option(help="Preset whose habits and constants apply.")] = "megatron",
+    precision: Annotated[str, typer.Option(help="bfloat16, float16, fp8 or float32.")] = "bfloat16",
+    schedule: Annotated[list[str] | None, typer.Option(help="Pipeline schedules to consider; 1f1b and interleaved.")] = None,
+    top: Annotated[int, typer.Option(min=1, help="Plans to show.")] = 5,
+    json_output: Json = False,
+) -> None:
+    """Search every plan that fits for the quickest step; explain the winner, price the runners-up, print launch flags."""
+    from llmlab.simulator.model.description import load_model
+    from llmlab.simulator.training.search import search, tables
+
+    result = search(
+        load_model(model),
+        gpu,
+        gpus,
+        global_batch,
+        seq,
+        name=framework,
+        precision=precision,
+        schedules=schedule or ("1f1b", "interleaved"),
+        keep=top,
+    )
+    if json_output:
+        emit(result.to_json())
+    else:
+        for title, rows in tables(result):
+            show(title, rows)
 
 
 @validate_app.command("here")

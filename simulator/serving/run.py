@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from llmlab.reference.errors import InputError
+from llmlab.simulator.serving.bench_result import RESULT_ENDING, write_bench_result
 from llmlab.simulator.serving.deployment import Deployment, Site, resolve
 from llmlab.simulator.serving.metrics import STATISTICS
 from llmlab.simulator.serving.pools import Fleet
@@ -57,6 +58,7 @@ def run_files(
     seed: int = 0,
     out_requests: Path | None = None,
     trace: Path | None = None,
+    out_bench: Path | None = None,
     states: bool = False,
     loop: str = "auto",
     stream: bool | None = None,
@@ -68,7 +70,7 @@ def run_files(
         InputError: any input is wrong, or a file cannot be written; nothing is left half-written.
     """
     objective = parse_slo(slo) if slo is not None else None
-    for path, endings in ((out_requests, REQUEST_ENDINGS), (trace, TRACE_ENDINGS)):
+    for path, endings in ((out_requests, REQUEST_ENDINGS), (trace, TRACE_ENDINGS), (out_bench, (RESULT_ENDING,))):
         if path is not None:
             check_ending(path, endings)
     site = deployment if isinstance(deployment, Fleet) else resolve(deployment)
@@ -88,9 +90,11 @@ def run_files(
             result.write_requests(out_requests)
         if trace is not None:
             result.write_trace(trace)
+        if out_bench is not None:
+            write_bench_result(result, out_bench, objective)
     except OSError as error:
         raise InputError(
-            error.filename or "output", "file", str(out_requests or trace), error.strerror or "not written"
+            error.filename or "output", "file", str(out_requests or trace or out_bench), error.strerror or "not written"
         ) from None
     return result, objective
 

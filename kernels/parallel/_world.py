@@ -65,7 +65,7 @@ class World:
         method = "spawn" if sys.platform in ("win32", "darwin") else "forkserver"
         context: Any = multiprocessing.get_context(method)
         if method == "forkserver":
-            context.set_forkserver_preload(["torch", "torch.distributed"])
+            context.set_forkserver_preload(["torch", "torch.distributed.fsdp", "torch.distributed.optim"])
         self.folder = tempfile.TemporaryDirectory(prefix="llmlab-world-")
         self.num_ranks = self.groups = 0
         self.pipes: list[Connection] = []

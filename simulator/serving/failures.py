@@ -110,6 +110,11 @@ class Retries:
         return round(min(self.backoff_s * self.factor ** min(attempt - 1, 60), 3.2e7) * NANOSECONDS)
 
 
+def failed(index: int, times: int) -> str:
+    """Say that a request was sent again as often as it may be."""
+    return f"request {index}: its replica failed {times} times"
+
+
 def spells(fault: Fault, horizon_s: float, rng: np.random.Generator) -> list[tuple[int, int]]:
     """Outages (down_ns, up_ns) of one part that begin within the horizon."""
     found: list[tuple[int, int]] = []

@@ -35,7 +35,7 @@ from llmlab.simulator.cost.batch import BatchShape
 from llmlab.simulator.serving.cluster import ARRIVAL, Cluster, Log, Moment, Replica, Sample
 from llmlab.simulator.serving.deployment import Site
 from llmlab.simulator.serving.energy import Power, balance_rows
-from llmlab.simulator.serving.failures import NANOSECONDS, Outage
+from llmlab.simulator.serving.failures import NANOSECONDS, Outage, failed
 from llmlab.simulator.serving.network import Move, Network
 from llmlab.simulator.serving.pools import Fleet, PrefixPool, Scaling
 from llmlab.simulator.serving.slo import Watch
@@ -198,9 +198,14 @@ class Worker(Replica):
         )
 
     def start(self) -> None:
-        """Begin to serve, empty."""
-        self.wake = None
-        self.process = self.fleet.env.process(self.run())
+        """Begin to serve, empty and asleep."""
+        self.wake = Moment(self.fleet.env)
+        self.process = self.fleet.env.process(self.serve(self.wake))
+
+    def serve(self, begin: Moment) -> Generator[simpy.Event, None, None]:
+        """Sleep until the first request is there, then run."""
+        yield begin
+        yield from self.run()
 
     def stop(self) -> list[Request]:
         """End the loop wherever it is; return its requests: running, waiting, not yet taken in. Everything held is gone."""
@@ -817,7 +822,7 @@ class FleetCluster(Cluster):
         count = self.fleet_log.retries[index] + 1
         if count > self.plan.retries.limit:
             self.log.preemptions[index] = self.preempted[index]
-            self.refuse(index, f"request {index}: its replica failed {count} times")
+            self.refuse(index, failed(index, count))
             return
         self.fleet_log.retries[index] = count
         pause_ns = self.plan.retries.pause_ns(count)

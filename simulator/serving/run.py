@@ -78,10 +78,10 @@ def run_files(
     if loop not in get_args(Loop):
         raise InputError("simulate serve", "--path", loop, f"is none of {', '.join(get_args(Loop))}")
     if isinstance(site, Fleet) or states:
-        if loop == "compiled":
-            raise InputError("simulate serve", "--path", loop, "does not know: fleets and pictures over time")
         record: Literal["requests", "steps", "states"] = "states" if states else "steps" if trace else "requests"
-        result: SimulationResult = simulate_fleet(site, load, seed=seed, record=record, progress=progress)
+        result: SimulationResult = simulate_fleet(
+            site, load, seed=seed, record=record, path=cast(Loop, loop), progress=progress
+        )
     else:
         kept: Literal["requests", "steps"] = "steps" if trace else "requests"
         result = simulate(site, load, seed=seed, record=kept, path=cast(Loop, loop), stream=stream, progress=progress)

@@ -211,6 +211,35 @@ class SimulationResult:
         return write_atomic(path, gzip.compress(text.encode(), mtime=0) if path.suffix == ".gz" else text)
 
 
+def why_not_compiled(path: Loop, workload: Workload, reason_against: Callable[[], str | None]) -> str:
+    """Say why a run takes the readable loop, or nothing where it takes the compiled one.
+
+    Args:
+        path: what was asked for.
+        workload: what is sent.
+        reason_against: says what of it the compiled loop does not know.
+
+    Raises:
+        InputError: the compiled path was asked for something it does not know.
+    """
+    if path == "simpy":
+        return "chosen"
+    tokens = int(workload.output_tokens.sum())
+    if path == "auto" and tokens < QUICK_TOKENS:
+        return f"fewer than {QUICK_TOKENS} tokens to emit"
+    if reason := reason_against():
+        if path == "compiled":
+            raise InputError("simulate", "path", path, f"does not know: {reason}")
+        return reason
+    from llmlab.simulator.serving.compiled.run import is_compiled
+
+    if path == "auto" and not is_compiled():
+        _left_to_simpy[0] += tokens
+        if _left_to_simpy[0] < COMPILING_TOKENS:
+            return "the quick loop is not compiled yet, and that would take longer"
+    return ""
+
+
 def simulate(
     deployment: Deployment | Site,
     workload: Workload,
@@ -252,10 +281,8 @@ def simulate(
     if len(workload.session):  # turns wait for answers: the fleet knows how
         from llmlab.simulator.serving.simulate_fleet import simulate_fleet
 
-        if path == "compiled":
-            raise InputError("simulate", "path", path, "does not know: sessions")
         return simulate_fleet(
-            deployment, workload, seed=seed, record=record, give_up=give_up, stretch=stretch, progress=progress
+            deployment, workload, seed=seed, record=record, give_up=give_up, stretch=stretch, path=path, progress=progress
         )
     site = deployment if isinstance(deployment, Site) else resolve(deployment)
     if workload.block_hashes and site.deployment.prefix_caching:
@@ -281,23 +308,19 @@ def simulate(
         stream = len(workload) > EXACT_REQUESTS and sketch.available()
     if stream:
         sketch.require()
-    reason = "chosen" if path == "simpy" else ""
-    if path == "auto" and int(workload.output_tokens.sum()) < QUICK_TOKENS:
-        reason = f"fewer than {QUICK_TOKENS} tokens to emit"
-    if not reason:
-        from llmlab.simulator.serving.compiled.run import CompiledCluster, is_compiled, reason_against
 
-        reason = reason_against(workload, schedulers, site.cost, router) or ""
-        if reason and path == "compiled":
-            raise InputError("simulate", "path", path, f"does not know: {reason}")
-        if path == "auto" and not reason and not is_compiled():
-            _left_to_simpy[0] += int(workload.output_tokens.sum())
-            if _left_to_simpy[0] < COMPILING_TOKENS:
-                reason = "the quick loop is not compiled yet, and that would take longer"
-        if not reason:
-            compiled = CompiledCluster(workload, schedulers, site.cost, router, stretch=stretch, stream=stream, **options)
-            log = compiled.run()
-            return SimulationResult(site, workload, log, time.perf_counter() - started, "compiled", stream=stream)
+    def reason_against() -> str | None:
+        from llmlab.simulator.serving.compiled import run
+
+        return run.reason_against(workload, schedulers, site.cost, router)
+
+    reason = why_not_compiled(path, workload, reason_against)
+    if not reason:
+        from llmlab.simulator.serving.compiled.run import CompiledCluster
+
+        compiled = CompiledCluster(workload, schedulers, site.cost, router, stretch=stretch, stream=stream, **options)
+        log = compiled.run()
+        return SimulationResult(site, workload, log, time.perf_counter() - started, "compiled", stream=stream)
     step_ns = site.cost.step_ns
     if stretch != 1.0:
 

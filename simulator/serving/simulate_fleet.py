@@ -21,7 +21,7 @@ from llmlab.simulator.serving.energy import BASIS
 from llmlab.simulator.serving.failures import NANOSECONDS, Outage, draw_outages
 from llmlab.simulator.serving.fleet import STORE, FleetCluster, FleetLog
 from llmlab.simulator.serving.pools import Fleet, Pool
-from llmlab.simulator.serving.simulate import SimulationResult, bound_by
+from llmlab.simulator.serving.simulate import Loop, SimulationResult, bound_by, why_not_compiled
 from llmlab.simulator.serving.slo import Slo, Watch
 from llmlab.simulator.workload.sessions import turn_numbers
 from llmlab.simulator.workload.workload import Workload
@@ -285,6 +285,7 @@ def simulate_fleet(
     record: Literal["requests", "steps", "states"] = "requests",
     give_up: Slo | None = None,
     stretch: float = 1.0,
+    path: Loop = "auto",
     progress: Callable[[int, int], None] | None = None,
 ) -> FleetResult:
     """Simulate a workload on a fleet until every request is finished, refused or failed.
@@ -296,10 +297,12 @@ def simulate_fleet(
         record: "steps" keeps one entry per step for the timeline; "states" also what each step saw, for pictures over time.
         give_up: stop as soon as this objective cannot be met any more.
         stretch: every step takes this many times as long.
+        path: "simpy" is the readable loop, "compiled" the quick one with the same events; see `simulate`.
         progress: called now and then with (requests done, requests).
 
     Raises:
-        InputError: something named is unknown, or a model does not fit.
+        InputError: something named is unknown, a model does not fit, or the compiled path was asked for something it does not
+            know.
         ValueError: `stretch` is not positive.
     """
     if not 0 < stretch < float("inf"):
@@ -330,22 +333,38 @@ def simulate_fleet(
         fleet.router or "least_outstanding", len(replicas), np.random.default_rng(seed), block_tokens=block_tokens
     )
     router.delay(round(fleet.staleness_s * NANOSECONDS))
-    cluster = FleetCluster(
-        workload,
-        fleet,
-        sites,
-        router,
-        outages=outages,
-        stretch=stretch,
-        record_steps=record != "requests",
-        record_states=record == "states",
-        watch=Watch(give_up, workload.output_tokens) if give_up is not None else None,
-        progress=progress,
-    )
-    cluster.fleet_log.faults = faults
-    log = cluster.run()
+
+    def reason_against() -> str | None:
+        from llmlab.simulator.serving.compiled.fleet import reason_against_fleet
+
+        return "states" if record == "states" else reason_against_fleet(workload, fleet, sites, router)
+
+    reason = why_not_compiled(path, workload, reason_against)
+    options: dict[str, Any] = {
+        "outages": outages,
+        "stretch": stretch,
+        "record_steps": record != "requests",
+        "watch": Watch(give_up, workload.output_tokens) if give_up is not None else None,
+        "progress": progress,
+    }
+    if reason:
+        cluster = FleetCluster(workload, fleet, sites, router, record_states=record == "states", **options)
+        log, fleet_log = cluster.run(), cluster.fleet_log
+    else:
+        from llmlab.simulator.serving.compiled.fleet import CompiledFleet
+
+        log, fleet_log = CompiledFleet(workload, fleet, sites, router, **options).play()
+    fleet_log.faults = faults
     return FleetResult(
-        sites[0], workload, log, time.perf_counter() - started, fleet=fleet, sites=sites, fleet_log=cluster.fleet_log
+        sites[0],
+        workload,
+        log,
+        time.perf_counter() - started,
+        "simpy" if reason else "compiled",
+        reason,
+        fleet=fleet,
+        sites=sites,
+        fleet_log=fleet_log,
     )
 
 

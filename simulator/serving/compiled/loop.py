@@ -545,28 +545,43 @@ def left(w: Any, replica: Any) -> None:
 
 
 @_function
+def candidate(w: Any, place: Any) -> Any:
+    """The replica at this place among those that may be chosen."""
+    if w.run[0].up == len(w.replicas):
+        return place
+    replica = 0
+    while place > 0 or not w.replicas[replica].up:
+        place -= w.replicas[replica].up
+        replica += 1
+    return replica
+
+
+@_function
 def route(w: Any, q: Any) -> Any:
     """Choose a replica and count the request as outstanding there."""
     g, replicas = w.run[0], w.replicas
     count = len(replicas)
-    chosen = 0
+    chosen = -1
     if g.router == ROUND_ROBIN:
         chosen = g.turn
+        while not replicas[chosen].up:
+            chosen = (chosen + 1) % count
         g.turn = (chosen + 1) % count
     elif g.router == LEAST_OUTSTANDING:
-        for replica in range(1, count):
-            if replicas[replica].seen < replicas[chosen].seen:
+        for replica in range(count):
+            if replicas[replica].up and (chosen < 0 or replicas[replica].seen < replicas[chosen].seen):
                 chosen = replica
     elif g.router == RANDOM:
-        chosen = int(w.draws[g.draws] * count)
+        chosen = candidate(w, int(w.draws[g.draws] * g.up))
         g.draws += 1
     elif g.router == POWER_OF_TWO:
-        chosen = int(w.draws[g.draws] * count)
+        place = int(w.draws[g.draws] * g.up)
+        chosen = candidate(w, place)
         g.draws += 1
-        if count > 1:
-            second = int(w.draws[g.draws] * (count - 1))
+        if g.up > 1:
+            other = int(w.draws[g.draws] * (g.up - 1))
             g.draws += 1
-            second += second >= chosen
+            second = candidate(w, other + (other >= place))
             if replicas[second].seen < replicas[chosen].seen:
                 chosen = second
     else:
@@ -583,11 +598,12 @@ def route_by_prefix(w: Any, q: Any) -> Any:
     count = len(replicas)
     least = FAR
     for replica in range(count):
-        least = min(least, replicas[replica].seen)
+        if replicas[replica].up:
+            least = min(least, replicas[replica].seen)
     chosen, best = -1, FAR
     for replica in range(count):
         seen = replicas[replica].seen
-        if g.router == PREFIX_AFFINITY and seen > least + g.balance:
+        if not replicas[replica].up or (g.router == PREFIX_AFFINITY and seen > least + g.balance):
             continue
         known = 0
         while known < q.num_keys and memory.find(w.sent, replica, key_of(w, q, known)) >= 0:
@@ -625,11 +641,32 @@ def add(w: Any, replica: Any, index: Any) -> None:
 
 @_function
 def deliver(w: Any, index: Any) -> None:
-    """Route one request, unless it is longer than the model's context; its replica takes it now or, working ahead, later."""
-    g, q = w.run[0], w.requests[index]
-    if q.may_serve == TOO_LONG:
+    """A request reaches the gateway for the first time; one that is longer than the model's context is refused."""
+    if w.requests[index].may_serve == TOO_LONG:
         refuse(w, index)
+    else:
+        arrive(w, index)
+
+
+@_function
+def arrive(w: Any, index: Any) -> None:
+    """Hand out a request, or keep it at the gateway where no replica can be chosen."""
+    g = w.run[0]
+    if g.up:
+        hand_out(w, index)
         return
+    w.requests[index].next = -1
+    if g.gateway_last < 0:
+        g.gateway_first = index
+    else:
+        w.requests[g.gateway_last].next = index
+    g.gateway_last = index
+
+
+@_function
+def hand_out(w: Any, index: Any) -> None:
+    """Route one request; its replica takes it now or, working ahead, later."""
+    g, q = w.run[0], w.requests[index]
     replica = route(w, q)
     q.replica = replica
     r = w.replicas[replica]
@@ -724,43 +761,63 @@ def start_step(w: Any, replica: Any, cost: Any) -> None:
             if q.generated == 0:
                 note_begun(w, q, g.now)
     r.end_ns, r.duration_ns = g.now + duration_ns, duration_ns
+    if g.metered:
+        meter_step(w, replica)
     schedule_event(w, replica, 2 * r.end_ns)
 
 
 @_function
-def copy_sample(w: Any, origin: Any, place: Any) -> None:
+def copy_sample(w: Any, row: Any, origin: Any, place: Any) -> None:
     """Keep a sampled step at another place."""
-    kept, old = w.samples[place], w.samples[origin]
+    kept, old = w.samples[row, place], w.samples[row, origin]
     kept.duration_ns, kept.decode_requests, kept.context_tokens = old.duration_ns, old.decode_requests, old.context_tokens
     kept.emitted, kept.prompts = old.emitted, old.prompts
     for i in range(old.prompts):
-        w.sampled_prompts[place, i, 0] = w.sampled_prompts[origin, i, 0]
-        w.sampled_prompts[place, i, 1] = w.sampled_prompts[origin, i, 1]
+        w.sampled_prompts[row, place, i, 0] = w.sampled_prompts[row, origin, i, 0]
+        w.sampled_prompts[row, place, i, 1] = w.sampled_prompts[row, origin, i, 1]
 
 
 @_function
-def note_step(w: Any, replica: Any) -> None:
-    """Record the step that ends now, whole where it is one of the sample."""
-    g, r = w.run[0], w.replicas[replica]
-    if g.num_steps & (g.stride - 1) == 0:
-        if g.samples == len(w.samples):
-            g.samples = len(w.samples) // 2
-            g.stride *= 2
-            for place in range(1, g.samples):
-                copy_sample(w, 2 * place, place)
-        if g.num_steps & (g.stride - 1) == 0:
-            kept = w.samples[g.samples]
+def sample_step(w: Any, row: Any, replica: Any) -> None:
+    """Count a replica's step, and keep it whole where it is one of the sample."""
+    r, s = w.replicas[replica], w.sampling[row]
+    if s.steps & (s.stride - 1) == 0:
+        if s.kept == w.samples.shape[1]:
+            s.kept = w.samples.shape[1] // 2
+            s.stride *= 2
+            for place in range(1, s.kept):
+                copy_sample(w, row, 2 * place, place)
+        if s.steps & (s.stride - 1) == 0:
+            kept = w.samples[row, s.kept]
             kept.duration_ns, kept.decode_requests, kept.context_tokens = r.duration_ns, r.decode_requests, r.context_tokens
             kept.emitted, kept.prompts = r.emitted, r.prompts
             count = 0
             for place in range(r.slices):
                 part = w.slices[replica, place]
                 if part.tokens > 1:
-                    w.sampled_prompts[g.samples, count, 0] = part.tokens
-                    w.sampled_prompts[g.samples, count, 1] = part.start
+                    w.sampled_prompts[row, s.kept, count, 0] = part.tokens
+                    w.sampled_prompts[row, s.kept, count, 1] = part.start
                     count += 1
-            g.samples += 1
-    g.num_steps += 1
+            s.kept += 1
+    s.steps += 1
+
+
+@_function
+def meter_step(w: Any, replica: Any) -> None:
+    """Note the energy of a step at its start."""
+    r, m = w.replicas[replica], w.meters[replica]
+    m.share = min(1.0, (r.decode_requests + r.prompt_tokens) / m.balance_rows)
+    m.w = m.devices * (m.decode_w + (m.prefill_w - m.decode_w) * m.share)
+    m.busy_j += m.w * r.duration_ns / 1_000_000_000
+    m.computing_ns += m.share * r.duration_ns
+    sample_step(w, 1, replica)
+
+
+@_function
+def note_step(w: Any, replica: Any) -> None:
+    """Record the step that ends now."""
+    g, r = w.run[0], w.replicas[replica]
+    sample_step(w, 0, replica)
     r.busy_ns += r.duration_ns
     if g.record_steps:
         step = w.steps[g.steps]
@@ -860,17 +917,152 @@ def end_step(w: Any, replica: Any) -> None:
     schedule_event(w, replica, 2 * g.now + 1)
 
 
+# Outages
+
+
+@_function
+def sooner(w: Any, a: Any, b: Any) -> Any:
+    """Say whether request a is sent again before request b."""
+    one, two = w.requests[a].again_ns, w.requests[b].again_ns
+    return one < two or (one == two and a < b)
+
+
+@_function
+def push_again(w: Any, index: Any) -> None:
+    """Let a request be sent again at its time."""
+    place = w.run[0].again
+    w.run[0].again = place + 1
+    while place > 0:
+        above = (place - 1) // 2
+        if not sooner(w, index, w.again[above]):
+            break
+        w.again[place] = w.again[above]
+        place = above
+    w.again[place] = index
+
+
+@_function
+def pop_again(w: Any) -> Any:
+    """Take the request that is sent again first."""
+    size = w.run[0].again - 1
+    w.run[0].again = size
+    first, index = w.again[0], w.again[size]
+    place = 0
+    while True:
+        below = 2 * place + 1
+        if below >= size:
+            break
+        if below + 1 < size and sooner(w, w.again[below + 1], w.again[below]):
+            below += 1
+        if not sooner(w, w.again[below], index):
+            break
+        w.again[place] = w.again[below]
+        place = below
+    w.again[place] = index
+    return first
+
+
+@_function
+def send_again(w: Any, replica: Any, index: Any) -> None:
+    """Send a request whose replica failed once more, after a pause and with what it has emitted, unless it failed too often."""
+    g, q = w.run[0], w.requests[index]
+    left(w, replica)
+    q.kind = IDLE
+    q.computed = q.cached = q.remembered = 0
+    q.failures += 1
+    if q.failures > g.limit:
+        refuse(w, index)
+    else:
+        q.again_ns = g.now + w.pauses_ns[q.failures]
+        push_again(w, index)
+
+
+@_function
+def turn(w: Any, replica: Any, up: Any) -> None:
+    """Let a replica be chosen from now on, or not."""
+    g, r = w.run[0], w.replicas[replica]
+    g.up += up - r.up
+    r.up = up
+    entry = w.turned[g.turned]
+    entry[0], entry[1], entry[2] = g.now, replica, up
+    g.turned += 1
+
+
+@_function
+def fail(w: Any, replica: Any) -> None:
+    """A replica and all it holds is gone; its requests go back to the gateway: running, waiting, not yet taken in."""
+    g, r = w.run[0], w.replicas[replica]
+    if r.event != FAR and r.event & 1 == 0:  # the running step is lost, its time was spent
+        left_ns = r.end_ns - g.now
+        r.busy_ns += r.duration_ns - left_ns
+        if g.metered:
+            m = w.meters[replica]
+            m.busy_j -= m.w * left_ns / 1_000_000_000
+            m.computing_ns -= m.share * left_ns
+    turn(w, replica, 0)
+    if g.router == PREFIX_AFFINITY or g.router == KV_AWARE:
+        memory.clear(w.sent, replica)
+    for part in range(3):
+        index = (r.running_first, r.waiting_first, r.incoming_first)[part]
+        while index >= 0:
+            q = w.requests[index]
+            after = q.next
+            if q.kind == DECODING:
+                q.emitted_ns = r.last_token_ns
+            if part == 0 and q.kind != BEGUN:
+                q.generated += r.clock
+            send_again(w, replica, index)
+            index = after
+    for residue in range(r.block_tokens):
+        w.residues[replica, residue] = 0
+    memory.clear(w.cache, replica)
+    r.running_first = r.running_last = r.waiting_first = r.waiting_last = r.incoming_first = r.incoming_last = -1
+    r.running = r.waiting = r.incoming = r.begun = r.fresh = r.heap = r.decoding = r.offsets = 0
+    r.slices = r.decodes = r.promised = r.end_ns = r.duration_ns = r.woken = 0
+    r.free, r.idle = r.num_blocks, 1
+    schedule_event(w, replica, FAR)
+
+
+@_function
+def repair(w: Any, replica: Any) -> None:
+    """A replica is whole again; what waits at the gateway is handed out, in order of arrival."""
+    g = w.run[0]
+    if w.replicas[replica].up:
+        return
+    turn(w, replica, 1)
+    while g.gateway_first >= 0:
+        index = g.gateway_first
+        g.gateway_first = w.requests[index].next
+        hand_out(w, index)
+    g.gateway_last = -1
+
+
+@_function
+def play_faults(w: Any) -> None:
+    """Repairs, then outages of this instant."""
+    g = w.run[0]
+    while g.next_fault < len(w.faults) and w.faults[g.next_fault, 0] == g.now:
+        replica = w.faults[g.next_fault, 2]
+        fails = w.faults[g.next_fault, 1]
+        g.next_fault += 1
+        if fails:
+            fail(w, replica)
+        else:
+            repair(w, replica)
+
+
 @_function
 def run_until(w: Any, cost: Any, most_events: Any) -> Any:
     """Go on until the run is over, a buffer may overflow, or so many events have passed."""
     g = w.run[0]
     gaps_at_once = len(w.done) + 2
+    nothing_ns = FAR >> 1
     for _ in range(most_events):
         if g.over:
             return STUCK if g.stuck else DONE
         if g.gaps + gaps_at_once > len(w.gaps) or (g.record_steps and g.steps == len(w.steps)):
             return PAUSED
-        arrival_ns = FAR >> 1
+        arrival_ns = nothing_ns
         if g.clients:
             if g.next_arrival < g.sent:
                 arrival_ns = w.requests[g.next_arrival].sent_ns + g.frontend_ns
@@ -878,8 +1070,15 @@ def run_until(w: Any, cost: Any, most_events: Any) -> Any:
             arrival_ns = w.arrival_ns[g.next_arrival] + g.frontend_ns
         replica = w.winners[1]
         event = w.replicas[replica].event
-        if arrival_ns <= event >> 1:
-            if arrival_ns == FAR >> 1:
+        again_ns = w.requests[w.again[0]].again_ns if g.again else nothing_ns
+        if g.next_fault < len(w.faults):
+            fault_ns = w.faults[g.next_fault, 0]
+            if fault_ns <= arrival_ns and fault_ns <= again_ns and fault_ns <= event >> 1:
+                g.now = fault_ns
+                play_faults(w)
+                continue
+        if arrival_ns <= event >> 1 and arrival_ns <= again_ns:
+            if arrival_ns == nothing_ns:
                 g.stuck = len(w.replicas) + 1
                 return STUCK
             g.now = arrival_ns
@@ -891,6 +1090,9 @@ def run_until(w: Any, cost: Any, most_events: Any) -> Any:
                 w.requests[g.next_arrival].sent_ns = w.arrival_ns[g.next_arrival]
                 g.next_arrival += 1
                 deliver(w, g.next_arrival - 1)
+        elif again_ns <= event >> 1:
+            g.now = again_ns
+            arrive(w, pop_again(w))
         else:
             g.now = event >> 1
             if event & 1:

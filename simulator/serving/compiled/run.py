@@ -30,6 +30,8 @@ from llmlab.simulator.cost.step import StepCost
 from llmlab.simulator.serving.cluster import SAMPLED_SHAPES, Log, Sample, Steps, too_long
 from llmlab.simulator.serving.compiled import loop, memory, records
 from llmlab.simulator.serving.compiled.records import FAR, NEVER, World, new_memory
+from llmlab.simulator.serving.energy import Power
+from llmlab.simulator.serving.failures import Outage, Retries, failed
 from llmlab.simulator.serving.sketch import GapCounts
 from llmlab.simulator.serving.slo import Watch
 from llmlab.simulator.workload.workload import LABELS, Workload
@@ -152,7 +154,16 @@ def is_compiled() -> bool:
 
 
 class CompiledCluster:
-    """The same as `cluster.Cluster`, for what `reason_against` finds nothing against."""
+    """The same as `cluster.Cluster`, for what `reason_against` finds nothing against; and with outages as `fleet.FleetCluster`.
+
+    Args (beside those of `Cluster`):
+        stretch: every step takes this many times as long.
+        stream: the log keeps arrays.
+        outages: what fails when.
+        retries: what happens to the requests of a replica that failed.
+        power: of one device; energy is counted where given.
+        devices: of one replica.
+    """
 
     def __init__(
         self,
@@ -173,6 +184,10 @@ class CompiledCluster:
         record_steps: bool = False,
         watch: Watch | None = None,
         progress: Callable[[int, int], None] | None = None,
+        outages: Sequence[Outage] = (),
+        retries: Retries | None = None,
+        power: Power | None = None,
+        devices: int = 1,
     ) -> None:
         self.workload, self.schedulers, self.router = workload, cast(Sequence[Queue], schedulers), router
         self.stream = stream
@@ -185,12 +200,17 @@ class CompiledCluster:
         caching = hashed and first.prefix_cache is not None
 
         run = np.zeros(1, dtype=records.RUN)
-        run["unfinished"], run["stride"], run["clients"], run["think_ns"] = count, 1, workload.clients, workload.think_ns
+        run["unfinished"], run["clients"], run["think_ns"] = count, workload.clients, workload.think_ns
         run["frontend_ns"], run["reply_ns"], run["settle_ns"] = frontend_ns, reply_ns, settle_ns
         run["router"], run["record_steps"], run["lag_whole"] = ROUTERS[type(router)], record_steps, int(lag_steps)
         run["balance"], run["capacity_blocks"] = getattr(router, "balance", 0), getattr(router, "capacity_blocks", 0)
         run["queue_tokens"] = getattr(router, "queue_tokens", 0)
         run["router_block_tokens"] = getattr(router, "block_tokens", 0)
+        run["gateway_first"], run["gateway_last"], run["up"], run["metered"] = NEVER, NEVER, replicas, power is not None
+        tries = 1  # of one request: every further one needs an outage
+        if outages and retries is not None:
+            run["limit"] = min(retries.limit, len(outages))
+            tries += int(run["limit"][0])
 
         requests = np.zeros(count, dtype=records.REQUEST)
         requests["prompt_tokens"], requests["output_tokens"] = workload.prompt_tokens, workload.output_tokens
@@ -234,8 +254,15 @@ class CompiledCluster:
             watches = np.array([entry for part in rows for entry in part], dtype=float).reshape(-1, 4)
         draws = np.zeros(1)
         if isinstance(router, routers.Random):
-            draws = router.rng.random(count * (2 if isinstance(router, routers.PowerOfTwo) else 1))
+            draws = router.rng.random(count * tries * (2 if isinstance(router, routers.PowerOfTwo) else 1))
         remembers = hashed and isinstance(router, routers.PrefixAffinity)
+        sampling = np.zeros(1 if power is None else 2, dtype=records.SAMPLING)
+        sampling["stride"] = 1
+        meters = np.zeros(replicas, dtype=records.METER)
+        if power is not None:
+            for name in ("decode_w", "prefill_w", "balance_rows"):
+                meters[name] = getattr(power, name)
+            meters["devices"] = devices
         most_keys = int(requests["num_keys"].max())
         all_keys = int(requests["num_keys"].sum())
         self.world = World(
@@ -251,10 +278,11 @@ class CompiledCluster:
             winners=winners,
             gaps=np.zeros((min(GAPS, 4096 + 64 * count) + 2 * seats, 2), dtype=np.int64),
             steps=np.zeros(STEPS if record_steps else 1, dtype=records.STEP),
-            refused=np.zeros(max(1, int(np.count_nonzero(requests["may_serve"]))), dtype=np.int64),
+            refused=np.zeros(count if outages else max(1, int(np.count_nonzero(requests["may_serve"]))), dtype=np.int64),
             draws=draws,
-            samples=np.zeros(SAMPLED_SHAPES, dtype=records.SAMPLE),
-            sampled_prompts=np.zeros((SAMPLED_SHAPES, seats, 2), dtype=np.int64),
+            sampling=sampling,
+            samples=np.zeros((len(sampling), SAMPLED_SHAPES), dtype=records.SAMPLE),
+            sampled_prompts=np.zeros((len(sampling), SAMPLED_SHAPES, seats, 2), dtype=np.int64),
             watches=watches,
             factors=np.array([lag_steps - int(lag_steps), after_idle]),
             keys=keys,
@@ -262,9 +290,21 @@ class CompiledCluster:
             done=np.zeros(seats, dtype=np.int64),
             cache=new_memory(replicas, min(first.blocks.num_blocks, all_keys) + 1 if caching else 1),
             sent=new_memory(replicas, min(router.capacity_blocks, all_keys) + most_keys + 1 if remembers else 1),
+            faults=self._faults(outages),
+            turned=np.zeros((2 * len(outages), 3), dtype=np.int64),
+            again=np.zeros(count if outages else 1, dtype=np.int64),
+            pauses_ns=np.array([0] + [retries.pause_ns(n) for n in range(1, tries)] if retries else [0], dtype=np.int64),
+            meters=meters,
         )
         self.gaps = Gaps()
         self.steps: list[np.ndarray] = []
+
+    @staticmethod
+    def _faults(outages: Sequence[Outage]) -> np.ndarray:
+        """Repairs and outages in the order in which they are played."""
+        events = [(outage.up_ns, 0, outage.replica) for outage in outages]
+        events += [(outage.down_ns, 1, outage.replica) for outage in outages]
+        return np.array([(min(when_ns, FAR >> 2), *what) for when_ns, *what in sorted(events)], dtype=np.int64).reshape(-1, 3)
 
     def _may_serve(self) -> np.ndarray:
         """Which requests are refused on arrival, and by whom."""
@@ -331,7 +371,8 @@ class CompiledCluster:
     def _log(self) -> Log:
         run, requests, replicas = self.world.run, self.world.requests, self.world.replicas
         log = Log.empty(0, 0, record_steps=False)
-        requests["preemptions"][requests["finished_ns"] == NEVER] = 0
+        too_often = requests["failures"] > int(run["limit"][0])
+        requests["preemptions"][(requests["finished_ns"] == NEVER) & ~too_often] = 0
         columns = {"cached_tokens": "cached_at_start"} | {
             name: name for name in ("sent_ns", "scheduled_ns", "first_token_ns", "finished_ns", "preemptions", "replica")
         }
@@ -340,10 +381,10 @@ class CompiledCluster:
         log.busy_ns = replicas["busy_ns"].tolist()
         log.least_free_blocks = replicas["least_free"].tolist()
         log.most_running = replicas["most_running"].tolist()
-        log.sample = self._sample()
+        log.sample = self.sample_of(0)
         log.refused = dict(self._why(int(index)) for index in self.world.refused[: int(run["refused"][0])])
         log.gaps_ns = self.gaps.counts()  # type: ignore[assignment]
-        log.num_steps = int(run["num_steps"][0])
+        log.num_steps = int(self.world.sampling["steps"][0])
         log.gave_up = bool(run["gave_up"][0])
         if self.record_steps:
             log.steps = Steps()
@@ -355,6 +396,8 @@ class CompiledCluster:
     def _why(self, index: int) -> tuple[int, str]:
         """In the words of whoever refused it."""
         prompt, output = int(self.workload.prompt_tokens[index]), int(self.workload.output_tokens[index])
+        if (failures := int(self.world.requests["failures"][index])) > int(self.world.run["limit"][0]):
+            return index, failed(index, failures)
         if self.longest_tokens is not None and prompt + output > self.longest_tokens:
             return index, too_long(index, prompt + output, self.longest_tokens)
         try:
@@ -363,11 +406,13 @@ class CompiledCluster:
             return index, str(reason)
         raise RuntimeError(f"request {index} was refused, but its scheduler takes it")
 
-    def _sample(self) -> Sample:
-        run, sample = self.world.run, Sample(stride=int(self.world.run["stride"][0]))
-        for place in range(int(run["samples"][0])):
-            kept = self.world.samples[place]
-            prompts = self.world.sampled_prompts[place, : int(kept["prompts"])].tolist()
+    def sample_of(self, row: int) -> Sample:
+        """One of the samples of the steps: 0 by their ends, 1 by their starts."""
+        sampling = self.world.sampling[row]
+        sample = Sample(stride=int(sampling["stride"]))
+        for place in range(int(sampling["kept"])):
+            kept = self.world.samples[row, place]
+            prompts = self.world.sampled_prompts[row, place, : int(kept["prompts"])].tolist()
             shape = BatchShape(
                 tuple((new, cached) for new, cached in prompts),
                 int(kept["decode_requests"]),

@@ -51,6 +51,12 @@ FP4_QUANTIZE_S = 3.0e-6
 operand in front of each. Fitted on 24 published runs of one dense model of 70 billion weights on 1 to 8 B200 (mean error of a
 step 2 %), beside 24 runs of the same model in 8 bits that fix everything else."""
 
+DEQUANTIZED_ON_HOPPER = 0.33
+"""Part of the matrix units' speed that experts reach on Hopper whose four-bit weights are widened to 16 bits on the way: warps
+that convert in registers cannot feed the wide asynchronous products, and the older ones reach 0.63 of those (arXiv 2402.13499)
+before the conversion itself. Fitted on 56 published runs of two models of 21 and 117 billion weights under two engines. Tiles
+hardly filled, whose time is the weights', lose nothing."""
+
 DECODE_ROWS = 32
 """Numbers of decode requests whose attention is tabulated at once: hardly slower than one alone."""
 
@@ -217,6 +223,10 @@ class StepCost:
         """Whether four-bit products run in four-bit arithmetic nobody timed: then the 8-bit curve, put right, is the prior."""
         return dtype == "fp4" and "gemm.fp4" not in self.profile.curves and "fp4" in self.profile.device.flops_per_s
 
+    def _widens(self, dtype: str) -> bool:
+        """Whether four-bit weights become 16-bit operands of a device whose fast products take theirs from shared memory."""
+        return dtype in ("fp4", "int4") and self.profile.device.generation == "hopper"
+
     def _curve(self, operator: Operator, wide: str) -> tuple[Curve, str]:
         profile = self.profile
         if isinstance(operator, Gemm):
@@ -260,6 +270,9 @@ class StepCost:
             link = self.profile.collective(operator.kind, ranks)[1]
             limits = replace(limits, link_bytes_per_s=link)
         parameters = self._captured(priced.curve)
+        if isinstance(operator, Experts) and self._widens(priced.dtype):
+            slower = {name: parameters[name] * DEQUANTIZED_ON_HOPPER for name in ("efficiency", "half_m")}
+            parameters = {**parameters, **slower}
         share = self.engine.elementwise_share if priced.kind == "elementwise" else 1.0
         form = FORMS[priced.curve.form].seconds
         if isinstance(operator, Gemm) and self._borrows_fp8(priced.dtype):

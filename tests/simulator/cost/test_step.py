@@ -184,3 +184,16 @@ def test_a_sparse_attention_stops_growing_where_a_full_one_goes_on():
     )
     grown = [cost.seconds(decode(64, 64000)) - cost.seconds(decode(64, 4000)) for cost in (full, sparse)]
     assert 0 < grown[1] < 0.5 * grown[0]
+
+
+def test_widening_four_bit_experts_costs_hopper_its_fast_products_and_ampere_nothing() -> None:
+    prompts = BatchShape(((2048, 0),) * 4, 0, 0, 4)
+    ratio = {}
+    for device in ("h100", "a100"):
+        four, sixteen = (
+            StepCost.cached("openai/gpt-oss-20b", device, weight_dtype=dtype).breakdown(prompts)["moe"]
+            for dtype in ("mxfp4", "bfloat16")
+        )
+        ratio[device] = four / sixteen
+    assert ratio["h100"] > 1.5
+    assert 0.5 < ratio["a100"] < 1.1

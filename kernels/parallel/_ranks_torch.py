@@ -10,8 +10,9 @@ import torch.distributed as dist
 
 
 def device() -> torch.device:
-    """Return where this rank's tensors live: its GPU under nccl, else the CPU."""
-    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+    """Return where this rank's tensors live: its GPU where the group speaks nccl, else the CPU."""
+    on_gpu = "nccl" in dist.get_backend_config()
+    return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
 
 
 def tensor(array: np.ndarray) -> torch.Tensor:

@@ -4,7 +4,7 @@ Starting a process that imports torch takes seconds, so the processes stay: the 
 and they end with the interpreter. A run of n ranks uses the first n processes, which form a fresh default group whenever n
 changes; inside the function everything of torch.distributed works as in a program of exactly n ranks.
 
-The backend is nccl where every process has a GPU of its own, else gloo on the CPU. A function that fails, or takes longer than
+Tensors on GPUs travel by nccl where every process has a GPU of its own, those on the CPU by gloo. A function that fails, or takes longer than
 `TIMEOUT_SECONDS`, ends the processes, so that no rank is left waiting in a collective; the next run starts new ones.
 """
 
@@ -122,8 +122,9 @@ def _serve(rank: int, pipe: Connection, folder: str) -> None:
     import torch.distributed as dist
 
     torch.set_num_threads(1)
-    backend = "nccl" if torch.cuda.device_count() >= MAX_RANKS else "gloo"
-    if backend == "nccl":
+    backend = "gloo"
+    if torch.cuda.device_count() >= MAX_RANKS:
+        backend = "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(rank)
     joined = ""
     while True:

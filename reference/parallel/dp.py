@@ -3,7 +3,7 @@
 Servers hold the weights, each a share of the flat array; workers hold none between steps. In a step every worker pulls all
 weights, computes the gradient of its part of the batch and pushes it; a server averages what it received, and steps. With w
 workers, s servers and W bytes of weights, a worker receives W and sends W; a server sends and receives w W/s each: the traffic
-of a single server grows with the workers, which is what ring all-reduce does away with. Workers are ranks 0 to w-1, servers after.
+of a single server grows with the workers, which is what ring all-reduce does away with. Ranks below w are workers.
 
 A late worker's gradient may be used late: with `staleness` k, step t applies gradients of the weights after step t - k (stale
 synchronous parallel, Ho et al. 2013); with 0 the result is that of one process.

@@ -96,15 +96,19 @@ def _tree(size: int, root: int, traffic: Traffic) -> list[tuple[int, int]]:
     return edges
 
 
-def all_to_all(blocks: Sequence[Sequence[np.ndarray]], traffic: Traffic) -> list[list[np.ndarray]]:
-    """Turn `blocks[source][destination]` into `[destination][source]`; one round per distance, p - 1 of them."""
-    size = len(blocks)
-    received = [[blocks[rank][rank]] * size for rank in range(size)]
-    for distance in range(1, size):
-        for rank in range(size):
-            to = (rank + distance) % size
-            received[to][rank] = traffic.send(blocks[rank][to], rank, to)
-        traffic.end_round()
+def all_to_all(
+    blocks: Sequence[Sequence[np.ndarray]], traffic: Traffic, *, groups: Groups | None = None
+) -> list[list[np.ndarray]]:
+    """Turn `blocks[source][destination]` into `[destination][source]`, places counted within the group; p - 1 rounds."""
+    groups = [range(len(blocks))] if groups is None else groups
+    size = len(groups[0])
+    received = [[mine[0]] * size for mine in blocks]
+    for distance in range(size):
+        for group in groups:
+            for place, rank in enumerate(group):
+                to = (place + distance) % size
+                received[group[to]][place] = traffic.send(blocks[rank][to], rank, group[to])
+        traffic.end_round(min(distance, 1))  # what a rank keeps takes no round
     return received
 
 

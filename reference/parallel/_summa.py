@@ -1,9 +1,9 @@
 """SUMMA: products of matrices cut into q x q blocks, by broadcasts and reductions along rows and columns of a grid.
 
 Van de Geijn and Watts 1997, doi:10.1002/(SICI)1096-9128(199704)9:4<255::AID-CPE250>3.0.CO;2-2; the transposed forms are
-those of Optimus (Xu et al. 2021, arXiv:2104.05343, section 3). The mesh is depth x q x q, row-major; every layer of the depth works by
-itself, at the same time. Each step is two collectives of a block in a group of q: with a and b elements on a whole layer, all
-ranks of it send (q - 1) (a + b) elements in q steps of 2 ceil(log2 q) rounds.
+those of Optimus (Xu et al. 2021, arXiv:2104.05343, section 3). The mesh is depth x q x q, row-major; every layer of the depth
+works by itself, at the same time. Each step is two collectives of a block in a group of q: with a and b elements on a whole
+layer, all ranks of it send (q - 1) (a + b) elements in q steps of 2 ceil(log2 q) rounds.
 
 Axes: M rows of the input, K inner, N columns of the output.
 """

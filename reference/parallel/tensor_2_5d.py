@@ -1,8 +1,8 @@
 """Tensor parallelism in 2.5 dimensions: SUMMA grids that share weights (Tesseract, Wang et al. 2021, arXiv:2105.14500).
 
 p = d q^2 ranks form d layers of a q x q grid. The rows of the activation are cut into d q parts, so a layer of the grid works
-on its own share; the weight's q x q blocks are held by every layer. Forwards and for dx the layers need nothing of each other; the
-gradients of the weight are all-reduced over the depth. Depth 1 is two-dimensional parallelism. Over all ranks,
+on its own share; the weight's q x q blocks are held by every layer. Forwards and for dx the layers need nothing of each other;
+the gradients of the weight are all-reduced over the depth. Depth 1 is two-dimensional parallelism. Over all ranks,
 
     forward   (q - 1) (M K + d K N) elements
     dx        (q - 1) (M K + d K N)

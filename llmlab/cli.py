@@ -550,6 +550,7 @@ def simulate_train_command(
     recompute: Annotated[str | None, typer.Option(help="none, selective or full; the framework's where not given.")] = None,
     precision: Annotated[str, typer.Option(help="bfloat16, float16, fp8 or float32.")] = "bfloat16",
     offload: Annotated[bool, typer.Option("--offload", help="Optimizer state in host memory.")] = False,
+    replay: Annotated[bool, typer.Option("--replay", help="Replay the schedule, action by action, not by closed form.")] = False,
     json_output: Json = False,
 ) -> None:
     """Predict one training step: seconds, where each goes, tokens per second, MFU, memory of the fullest rank."""
@@ -574,7 +575,7 @@ def simulate_train_command(
         schedule=schedule or ("interleaved" if virtual_stages > 1 else None),
         offload=offload,
     )
-    step = predict_step(load_model(model), plan, gpu)
+    step = predict_step(load_model(model), plan, gpu, replayed=replay)
     if json_output:
         emit(step.to_json())
     else:

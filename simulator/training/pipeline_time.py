@@ -75,6 +75,48 @@ def pipeline_seconds(
     raise InputError("pipeline", "schedule", schedule, "no closed form")
 
 
+REPLAYED = {"gpipe": "gpipe", "1f1b": "1f1b", "interleaved": "interleaved", "zb-h1": "zb_h1", "zb-h2": "zb_h2"}
+"""Schedules whose order of actions is known, under the names the replay has for them."""
+
+
+def replayed_seconds(
+    schedule: str, stages: Sequence[StageTime], microbatches: int, *, virtual_stages: int = 1, transfer_s: float = 0.0
+) -> float:
+    """The same as `pipeline_seconds` by replaying every action of the schedule: exact for stages that differ.
+
+    It is the longest span of a rank: the next step may begin on a rank that is through (arXiv:2401.10241, section 4).
+
+    Raises:
+        InputError: the schedule has no table of actions, or does not take these sizes.
+
+    >>> one = StageTime(1.0, 1.0, 1.0)
+    >>> round(replayed_seconds("1f1b", [one] * 4, 8), 6), round(replayed_seconds("zb-h1", [one] * 4, 8), 6)
+    (33.0, 27.0)
+    """
+    import numpy as np
+
+    from llmlab.reference.parallel._orders import make_schedule
+    from llmlab.simulator.training.replay import Durations, replay
+
+    if schedule not in REPLAYED:
+        raise InputError("pipeline", "schedule", schedule, f"cannot be replayed; one of {', '.join(REPLAYED)} can")
+    try:
+        table = make_schedule(REPLAYED[schedule], len(stages), microbatches, virtual_stages)
+    except ValueError as error:
+        raise InputError("pipeline", "schedule", schedule, str(error)) from None
+    chunks = table.num_stages // len(stages)
+    per_stage = [stages[stage % len(stages)] for stage in range(table.num_stages)]
+    own = np.array(
+        [
+            [stage.forward_s, stage.backward_input_s + stage.backward_weight_s, stage.backward_input_s, stage.backward_weight_s]
+            for stage in per_stage
+        ]
+    )
+    action_ns = np.rint(own.T * 1e9 / chunks).astype(np.int64)
+    across = np.full((2, table.num_stages), round(transfer_s * 1e9), dtype=np.int64)
+    return max(replay(table, Durations(action_ns, across)).span_ns) / 1e9
+
+
 def in_flight(schedule: str, ranks: int, rank: int, microbatches: int, virtual_stages: int = 1) -> float:
     """Microbatches whose activations a rank holds at its fullest (chunks of them counted in parts).
 

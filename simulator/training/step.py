@@ -13,7 +13,7 @@ from llmlab.simulator.model.description import ModelDescription
 from llmlab.simulator.training.memory import RankMemory, check_memory, fullest_rank, layer_weights, stage_weights
 from llmlab.simulator.training.network import Network, Strides
 from llmlab.simulator.training.operators import PassCost, ends_cost, joined, layer_cost, math_dtype, training_flops
-from llmlab.simulator.training.pipeline_time import StageTime, pipeline_seconds
+from llmlab.simulator.training.pipeline_time import StageTime, pipeline_seconds, replayed_seconds
 from llmlab.simulator.training.plan import Framework, ParallelPlan, framework
 
 OPTIMIZER_PASSES = 1.6
@@ -263,6 +263,7 @@ def predict_step(
     habits: Framework | None = None,
     network: Network | None = None,
     fit_memory: bool = True,
+    replayed: bool = False,
 ) -> StepPrediction:
     """Seconds, throughput and memory of one step.
 
@@ -273,6 +274,7 @@ def predict_step(
         habits: constants other than those of the plan's framework.
         network: links other than those of the device's usual node.
         fit_memory: refuse a plan whose fullest rank does not fit.
+        replayed: time the pipeline by replaying its schedule, action by action, instead of by closed form.
 
     Raises:
         InputError: the plan cannot run, or does not fit.
@@ -296,9 +298,8 @@ def predict_step(
         part = plan.tp if plan.sequence_parallel else 1
         size = plan.microbatch * plan.sequence / plan.cp * model.config.hidden_size * width / part
         handover = network.send_s(size, strides.pp)
-    running = pipeline_seconds(
-        plan.schedule, stages, plan.microbatches, virtual_stages=plan.virtual_stages, transfer_s=handover
-    )
+    timed = replayed_seconds if replayed and plan.pp > 1 else pipeline_seconds
+    running = timed(plan.schedule, stages, plan.microbatches, virtual_stages=plan.virtual_stages, transfer_s=handover)
     slowest = max(range(plan.pp), key=lambda i: stages[i].total_s)
     busy = plan.microbatches * stages[slowest].total_s
     count = plan.layers_of_stages(model.layers)[slowest] * plan.microbatches

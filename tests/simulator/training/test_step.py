@@ -12,7 +12,7 @@ from llmlab.simulator.training.failures import goodput, simulate_goodput, young_
 from llmlab.simulator.training.memory import check_memory, fullest_rank, rank_memory, stage_weights
 from llmlab.simulator.training.network import Network
 from llmlab.simulator.training.operators import joined, layer_cost, training_flops
-from llmlab.simulator.training.pipeline_time import StageTime, in_flight, pipeline_seconds
+from llmlab.simulator.training.pipeline_time import REPLAYED, StageTime, in_flight, pipeline_seconds, replayed_seconds
 from llmlab.simulator.training.plan import SCHEDULES, ParallelPlan, gpt, plan_of
 from llmlab.simulator.training.step import predict_step, tables
 
@@ -176,3 +176,34 @@ def test_young_daly_is_the_best_interval_and_a_drawn_run_agrees():
 def test_failures_need_positive_times(bad):
     with pytest.raises(InputError, match="failures"):
         young_daly_s(bad, 10.0)
+
+
+@pytest.mark.parametrize("schedule", REPLAYED)
+@pytest.mark.parametrize(("ranks", "microbatches"), [(2, 8), (4, 8), (4, 16), (8, 32)])
+def test_closed_forms_equal_the_replay_where_stages_are_alike(schedule, ranks, microbatches):
+    stages = [StageTime(1.0, 1.0, 1.0)] * ranks
+    virtual = 2 if schedule == "interleaved" else 1
+    closed = pipeline_seconds(schedule, stages, microbatches, virtual_stages=virtual)
+    assert replayed_seconds(schedule, stages, microbatches, virtual_stages=virtual) == pytest.approx(closed, rel=1e-9)
+
+
+@pytest.mark.parametrize("schedule", REPLAYED)
+def test_closed_forms_are_near_the_replay_where_stages_differ_and_hand_overs_take_time(schedule):
+    stages = [StageTime(1.0, 1.1, 0.9), *[StageTime(1.1, 1.2, 1.0)] * 6, StageTime(1.2, 1.2, 0.9)]
+    virtual = 2 if schedule == "interleaved" else 1
+    closed = pipeline_seconds(schedule, stages, 32, virtual_stages=virtual, transfer_s=0.01)
+    assert replayed_seconds(schedule, stages, 32, virtual_stages=virtual, transfer_s=0.01) == pytest.approx(closed, rel=0.03)
+
+
+def test_a_replayed_step_is_near_the_closed_form():
+    one, other = (
+        predict_step(MODEL, replace(PLAN, pp=4), "a100", fit_memory=False, replayed=flag).seconds for flag in (True, False)
+    )
+    assert one == pytest.approx(other, rel=0.03)
+
+
+def test_what_has_no_table_of_actions_is_refused():
+    with pytest.raises(InputError, match="cannot be replayed"):
+        replayed_seconds("zb-2p", [StageTime(1, 1, 1)] * 2, 4)
+    with pytest.raises(InputError, match="pipeline"):
+        replayed_seconds("1f1b", [StageTime(1, 1, 1)] * 2, 4, virtual_stages=2)

@@ -4,8 +4,8 @@ Starting a process that imports torch takes seconds, so the processes stay: the 
 and they end with the interpreter. A run of n ranks uses the first n processes, which form a fresh default group whenever n
 changes; inside the function everything of torch.distributed works as in a program of exactly n ranks.
 
-Tensors on GPUs travel by nccl where every process has a GPU of its own, those on the CPU by gloo. A function that fails, or takes longer than
-`TIMEOUT_SECONDS`, ends the processes, so that no rank is left waiting in a collective; the next run starts new ones.
+Tensors on GPUs travel by nccl where every process has a GPU of its own, those on the CPU by gloo. A function that fails, or
+takes longer than `TIMEOUT_SECONDS`, ends the processes, so that no rank waits in a collective; the next run starts new ones.
 """
 
 from __future__ import annotations

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from llmlab.reference.op import Cost, Dims
+
 Batch = tuple[np.ndarray, np.ndarray]
 OPTIMIZERS = ("sgd", "adam")
 
@@ -97,6 +99,15 @@ def shard_batch(batch: Batch, num_ranks: int) -> list[Batch]:
     if num_ranks < 1 or not len(batch[0]) or len(batch[0]) % num_ranks:
         raise ValueError(f"num_ranks={num_ranks} does not divide a batch of {len(batch[0])}")
     return list(zip(np.split(batch[0], num_ranks), np.split(batch[1], num_ranks)))
+
+
+def step_cost(d: Dims, volume: float) -> Cost:
+    """One training step on all N ranks together, P parameters, B examples, `volume` times the weights sent by a rank.
+
+    FLOPs are 2 per weight and example forward and 4 backward; elements are those sent and received between ranks.
+    """
+    moved = volume * (d["N"] - 1) * d["P"]
+    return Cost(flops=6 * d["P"] * d["B"], elements_read=moved, elements_written=moved)
 
 
 def train_alone(

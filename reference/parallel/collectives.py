@@ -32,7 +32,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from llmlab.reference.op import Procedure
+from llmlab.reference.op import Cost, Dims, Procedure
 from llmlab.reference.parallel._group import Group, at_the_same_time
 from llmlab.reference.parallel._traffic import Traffic, same_shapes
 
@@ -532,6 +532,12 @@ def volume(operation: str, algorithm: str, num_ranks: int, num_bytes: float, *, 
     return closed[operation, algorithm]
 
 
+def ring_all_reduce_cost(d: Dims) -> Cost:
+    """The ring's all-reduce over N ranks of E elements each: additions, and elements all ranks send and receive."""
+    moved = 2 * (d["N"] - 1) * d["E"]
+    return Cost(flops=(d["N"] - 1) * d["E"], elements_read=moved, elements_written=moved)
+
+
 def examples(rng: np.random.Generator) -> dict[str, Any]:
     """Draw an operation, an algorithm and one to four ranks that hold small whole numbers, so that sums are exact."""
     operation = str(rng.choice(list(ALGORITHMS)))
@@ -547,4 +553,6 @@ def examples(rng: np.random.Generator) -> dict[str, Any]:
     }
 
 
-COLLECTIVES = Procedure(reference=collective, examples=examples, paper="doi:10.1016/j.jpdc.2008.09.002")
+COLLECTIVES = Procedure(
+    reference=collective, examples=examples, paper="doi:10.1016/j.jpdc.2008.09.002", cost=ring_all_reduce_cost
+)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from llmlab.reference.op import Procedure
+from llmlab.reference.op import Cost, Dims, Procedure
 from llmlab.reference.parallel._traffic import Traffic
 from llmlab.reference.parallel._training import (
     Batch,
@@ -22,6 +22,7 @@ from llmlab.reference.parallel._training import (
     gradients,
     same_training,
     shard_batch,
+    step_cost,
     task,
     unflatten,
 )
@@ -116,6 +117,11 @@ def ddp(
     return {"weights": ranks[0], "losses": losses}
 
 
+def ddp_cost(d: Dims) -> Cost:
+    """One step on N ranks, P parameters, B examples; all-reduced gradients."""
+    return step_cost(d, 2)
+
+
 def examples(rng: np.random.Generator) -> dict[str, Any]:
     """Draw a task, one to four ranks, and buckets from one parameter each to one for all."""
     num_ranks = int(rng.integers(1, 5))
@@ -127,4 +133,4 @@ def examples(rng: np.random.Generator) -> dict[str, Any]:
     }
 
 
-DDP = Procedure(reference=ddp, examples=examples, paper="arXiv:2006.15704", same=same_training)
+DDP = Procedure(reference=ddp, examples=examples, paper="arXiv:2006.15704", same=same_training, cost=ddp_cost)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from llmlab.reference.op import Procedure
+from llmlab.reference.op import Cost, Dims, Procedure
 from llmlab.reference.parallel._traffic import Traffic
 from llmlab.reference.parallel._training import (
     Batch,
@@ -85,6 +85,12 @@ def dp(
     return {"weights": unflatten(np.concatenate(history[-1]), weights), "losses": losses}
 
 
+def dp_cost(d: Dims) -> Cost:
+    """One step of N workers, P parameters, B examples: every worker pulls and pushes all weights."""
+    moved = 2 * d["N"] * d["P"]
+    return Cost(flops=6 * d["P"] * d["B"], elements_read=moved, elements_written=moved)
+
+
 def examples(rng: np.random.Generator) -> dict[str, Any]:
     """Draw a task, one to three workers, and a server or two."""
     num_workers = int(rng.integers(1, 4))
@@ -101,4 +107,5 @@ DP = Procedure(
     examples=examples,
     paper="Li et al. 2014, OSDI, Scaling distributed machine learning with the parameter server",
     same=same_training,
+    cost=dp_cost,
 )

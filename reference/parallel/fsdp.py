@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from llmlab.reference.op import Procedure
+from llmlab.reference.op import Cost, Dims, Procedure
 from llmlab.reference.parallel._traffic import Traffic
 from llmlab.reference.parallel._training import (
     Batch,
@@ -29,6 +29,7 @@ from llmlab.reference.parallel._training import (
     loss_of,
     same_training,
     shard_batch,
+    step_cost,
     task,
     unflatten,
 )
@@ -159,10 +160,15 @@ def fsdp(
     return {"weights": run.full_weights(), "losses": losses}
 
 
+def fsdp_cost(d: Dims) -> Cost:
+    """One step on N ranks, P parameters, B examples; weights gathered twice, gradients scattered."""
+    return step_cost(d, 3)
+
+
 def examples(rng: np.random.Generator) -> dict[str, Any]:
     """Draw a task, one to four ranks, and whether units are resharded after forward."""
     num_ranks = int(rng.integers(1, 5))
     return {**task(rng, num_ranks), "num_ranks": num_ranks, "reshard_after_forward": bool(rng.random() < 0.5)}
 
 
-FSDP = Procedure(reference=fsdp, examples=examples, paper="arXiv:2304.11277", same=same_training)
+FSDP = Procedure(reference=fsdp, examples=examples, paper="arXiv:2304.11277", same=same_training, cost=fsdp_cost)

@@ -2,7 +2,8 @@
 
 n ranks in m nodes of g, rank = node * g + place; every rank has one block of b bytes for every rank. A flat all-to-all sends
 n - g blocks of b bytes per rank over the network: many small messages. Here the ranks of a node first exchange among
-themselves, so that place p holds everything the node has for the places p of all nodes; then places p of all nodes exchange those bundles.
+themselves, so that place p holds everything the node has for the places p of all nodes; then places p of all nodes exchange
+those bundles.
 
 | | messages between nodes, per rank | bytes each | bytes between nodes, per rank | bytes inside the node, per rank |
 |---|---|---|---|---|
@@ -19,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from llmlab.reference.op import Procedure
+from llmlab.reference.op import Cost, Dims, Procedure
 from llmlab.reference.parallel._group import Group, at_the_same_time
 from llmlab.reference.parallel._traffic import Traffic
 from llmlab.reference.parallel.collectives import nodes_of, pairwise_all_to_all
@@ -70,6 +71,12 @@ def _cuts(pieces: Sequence[np.ndarray]) -> np.ndarray:
     return np.cumsum([len(piece) for piece in pieces])[:-1]
 
 
+def exchange_cost(d: Dims) -> Cost:
+    """Elements all ranks send and receive: N ranks, G a node, blocks of E elements."""
+    moved = d["N"] * d["E"] * ((d["G"] - 1) * (d["N"] // d["G"]) + d["N"] - d["G"])
+    return Cost(flops=0, elements_read=moved, elements_written=moved)
+
+
 def examples(rng: np.random.Generator) -> dict[str, Any]:
     """Draw one to four ranks, a node size that divides them, and blocks of zero to four elements."""
     n = int(rng.integers(1, 5))
@@ -79,4 +86,6 @@ def examples(rng: np.random.Generator) -> dict[str, Any]:
     }
 
 
-HIERARCHICAL_ALL_TO_ALL = Procedure(reference=hierarchical_all_to_all, examples=examples, paper="arXiv:2203.14685")
+HIERARCHICAL_ALL_TO_ALL = Procedure(
+    reference=hierarchical_all_to_all, examples=examples, paper="arXiv:2203.14685", cost=exchange_cost
+)

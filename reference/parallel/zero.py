@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from llmlab.reference.op import Procedure
+from llmlab.reference.op import Cost, Dims, Procedure
 from llmlab.reference.parallel._traffic import Traffic
 from llmlab.reference.parallel._training import (
     Batch,
@@ -32,6 +32,7 @@ from llmlab.reference.parallel._training import (
     gradients,
     same_training,
     shard_batch,
+    step_cost,
     task,
     unflatten,
 )
@@ -204,6 +205,11 @@ def zero(
     return {"weights": run.full_weights(), "losses": losses}
 
 
+def zero_cost(d: Dims) -> Cost:
+    """One step on N ranks, P parameters, B examples; stage 3: weights gathered twice, gradients scattered."""
+    return step_cost(d, 3)
+
+
 def examples(rng: np.random.Generator) -> dict[str, Any]:
     """Draw a task, one to four ranks and a stage."""
     num_ranks, stage = int(rng.integers(1, 5)), int(rng.integers(0, 4))
@@ -215,4 +221,4 @@ def examples(rng: np.random.Generator) -> dict[str, Any]:
     }
 
 
-ZERO = Procedure(reference=zero, examples=examples, paper="arXiv:1910.02054", same=same_training)
+ZERO = Procedure(reference=zero, examples=examples, paper="arXiv:1910.02054", same=same_training, cost=zero_cost)

@@ -59,14 +59,14 @@ def seen_by(queries: np.ndarray, keys: np.ndarray, causal: bool) -> np.ndarray:
     return queries[:, None] >= keys if causal else np.ones((len(queries), len(keys)), dtype=bool)
 
 
-def ring_forward(q: Parts, k: Parts, v: Parts, held: list[np.ndarray], causal: bool, traffic: Traffic) -> list[Pair]:
-    """Return (out_BTKGH, lse_BTKG) of every rank; `held` are the positions of each."""
+def ring_forward(q: Parts, k: Parts, v: Parts, asking: Parts, held: Parts, causal: bool, traffic: Traffic) -> list[Pair]:
+    """Return (out_BTKGH, lse_BTKG) of every rank; `asking` and `held` are the positions of its queries and keys."""
     num_ranks = len(q)
     moving = list(zip(k, v))
     merged = [(np.zeros_like(part), np.full(part.shape[:-1], -np.inf)) for part in q]
     for step in range(num_ranks):
         for rank, (keys, values) in enumerate(moving):
-            seen = seen_by(held[rank], held[(rank - step) % num_ranks], causal)
+            seen = seen_by(asking[rank], held[(rank - step) % num_ranks], causal)
             if seen.any():
                 merged[rank] = merge(merged[rank], tile_forward(q[rank], keys, values, seen))
         if step < num_ranks - 1:
@@ -88,7 +88,8 @@ def ring_backward(
     k: Parts,
     v: Parts,
     results: list[Pair],
-    held: list[np.ndarray],
+    asking: Parts,
+    held: Parts,
     causal: bool,
     traffic: Traffic,
 ) -> tuple[Parts, Parts, Parts]:
@@ -100,7 +101,7 @@ def ring_backward(
     along = [np.einsum("btkgh,btkgh->btkg", grad, out) for grad, (out, _) in zip(dout, results)]
     for step in range(num_ranks):
         for rank, (keys, values) in enumerate(moving):
-            seen = seen_by(held[rank], held[(rank - step) % num_ranks], causal)
+            seen = seen_by(asking[rank], held[(rank - step) % num_ranks], causal)
             if seen.any():
                 tile = tile_backward(dout[rank], q[rank], keys, values, results[rank][1], along[rank], seen)
                 dq[rank] = dq[rank] + tile[0]
@@ -143,8 +144,8 @@ def ring(
     asking, held = positions_of_ranks(T, num_ranks, layout), positions_of_ranks(S, num_ranks, layout)
     q, dout = ([whole[:, rows] for rows in asking] for whole in (q_BTKGH, dout_BTKGH))
     k, v = ([whole[:, rows] for rows in held] for whole in (k_BSKH, v_BSKH))
-    results = ring_forward(q, k, v, held, causal, traffic)
-    dq, dk, dv = ring_backward(dout, q, k, v, results, held, causal, traffic)
+    results = ring_forward(q, k, v, asking, held, causal, traffic)
+    dq, dk, dv = ring_backward(dout, q, k, v, results, asking, held, causal, traffic)
     back, back_held = np.argsort(np.concatenate(asking)), np.argsort(np.concatenate(held))
     return {
         "out": np.concatenate([out for out, _ in results], axis=1)[:, back],

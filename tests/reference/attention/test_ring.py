@@ -21,6 +21,15 @@ def test_any_layout_equals_attention_of_the_whole_sequence(layout, causal):
     assert same_to_rounding(list(gqa_backward(dout, q, k, v, causal=causal)), [found[name] for name in ("dq", "dk", "dv")])
 
 
+@pytest.mark.parametrize("T", [12, 48])
+def test_without_a_mask_queries_and_keys_may_differ_in_number(T):
+    drawn = attention_arguments(np.random.default_rng(3), **{**SIZES, "T": T})
+    q, k, v, dout = drawn.values()
+    found = ring(**drawn, num_ranks=3, causal=False, layout="zigzag")
+    assert same_to_rounding(gqa(q, k, v, causal=False), found["out"])
+    assert same_to_rounding(list(gqa_backward(dout, q, k, v, causal=False)), [found[name] for name in ("dq", "dk", "dv")])
+
+
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
 def test_keys_go_round_once_and_their_gradients_come_home(ranks):
     traffic = Traffic()

@@ -16,6 +16,7 @@ import os
 import socket
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
@@ -39,14 +40,15 @@ def run(function: Callable[..., Any], arguments: Sequence[Mapping[str, Any]]) ->
     if not 1 <= len(arguments) <= MAX_RANKS:
         raise ValueError(f"{len(arguments)} ranks: from 1 to {MAX_RANKS} run here")
     global _world
-    if _world is None:
-        _world = World()
-        atexit.register(close)
-    try:
-        return _world.run(function, arguments)
-    except BaseException:
-        close()
-        raise
+    with _one_at_a_time:
+        if _world is None:
+            _world = World()
+            atexit.register(close)
+        try:
+            return _world.run(function, arguments)
+        except BaseException:
+            close()
+            raise
 
 
 def close() -> None:
@@ -112,6 +114,7 @@ class World:
 
 
 _world: World | None = None
+_one_at_a_time = threading.Lock()
 
 
 def _serve(rank: int, pipe: Connection, folder: str) -> None:

@@ -75,7 +75,7 @@ def ring_reduce_scatter(parts: Sequence[np.ndarray], network: Network) -> list[n
             chunk = chunk_of[rank - 1]
             held[rank][chunk] = held[rank][chunk] + arriving[rank - 1]
         network.end_round()
-    return [held[rank][rank] for rank in range(n)]
+    return [held[rank][rank].copy() for rank in range(n)]
 
 
 def ring_all_gather(shards: Sequence[np.ndarray], network: Network) -> list[np.ndarray]:
@@ -132,7 +132,7 @@ def halving_reduce_scatter(parts: Sequence[np.ndarray], network: Network) -> lis
                 held[rank][chunk] = held[rank][chunk] + received
         network.end_round()
         distance //= 2
-    return [held[rank][rank] for rank in range(n)]
+    return [held[rank][rank].copy() for rank in range(n)]
 
 
 def doubling_all_gather(shards: Sequence[np.ndarray], network: Network) -> list[np.ndarray]:

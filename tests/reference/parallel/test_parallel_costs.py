@@ -37,6 +37,8 @@ def test_a_training_step_sends_what_its_cost_says(procedure, train, n):
 def test_collectives_send_what_their_cost_says(n, g):
     ring, two = Traffic(), Traffic()
     ring_all_reduce([np.ones(10)] * n, ring)
+    assert COLLECTIVES.cost is not None
+    assert HIERARCHICAL_ALL_TO_ALL.cost is not None
     assert ring.total_bytes == 8 * COLLECTIVES.cost({"N": n, "E": 10}).elements_written
     hierarchical_all_to_all(blocks=[[np.ones(5)] * n] * n, ranks_per_node=g, traffic=two)
     assert two.total_bytes == 8 * HIERARCHICAL_ALL_TO_ALL.cost({"N": n, "G": g, "E": 5}).elements_written

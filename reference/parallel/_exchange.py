@@ -1,17 +1,28 @@
-"""Collectives on a mesh, by rings and trees of `Traffic.send`: what the layers of this family are written with.
+"""Collectives on a mesh, along axes of arrays: what the layers of this family are written with.
 
 `parts` holds one array per rank. `groups` names the ranks that talk to each other (rows or columns of a mesh); groups are of
 equal size and go on at the same time, so their rounds count once. Without `groups` all ranks are one group. p is the size of
-a group and n the bytes of one rank's array. Rings: Patarasuk and Yuan 2009, doi:10.1016/j.jpdc.2008.09.002.
+a group and n the bytes of one rank's array. The algorithms are those of parallel.collectives: rings, binomial trees and the
+pairwise exchange.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
+from llmlab.reference.parallel._group import Group, at_the_same_time
 from llmlab.reference.parallel._traffic import Traffic
+from llmlab.reference.parallel.collectives import (
+    pairwise_all_to_all,
+    ring_all_gather,
+    ring_all_reduce,
+    ring_reduce_scatter,
+    tree_broadcast,
+    tree_reduce,
+)
 
 Parts = list[np.ndarray]
 Groups = Sequence[Sequence[int]]
@@ -27,89 +38,64 @@ def lines(shape: Sequence[int], axis: int) -> list[list[int]]:
     return np.moveaxis(ranks, axis, -1).reshape(-1, shape[axis]).tolist()
 
 
+def in_groups(
+    algorithm: Callable[[list[Any], Group], Sequence[Any]], held: Sequence[Any], traffic: Traffic, groups: Groups | None
+) -> list[Any]:
+    """Run an algorithm in every group at the same time; return what it gives each rank."""
+    results: list[Any] = list(held)
+
+    def work(group: Group, ranks: Sequence[int]) -> None:
+        for rank, result in zip(ranks, algorithm([held[rank] for rank in ranks], group), strict=True):
+            results[rank] = result
+
+    at_the_same_time(traffic, [range(len(held))] if groups is None else groups, work)
+    return results
+
+
 def all_gather(parts: Parts, traffic: Traffic, *, axis: int = 0, groups: Groups | None = None) -> Parts:
     """Give every rank the parts of its group side by side; each rank sends (p - 1) n bytes in p - 1 rounds."""
-    groups = [range(len(parts))] if groups is None else groups
-    held = {rank: {place: parts[rank]} for group in groups for place, rank in enumerate(group)}
-    size = len(groups[0])
-    for step in range(size - 1):
-        for group in groups:
-            for place, rank in enumerate(group):
-                block = (place - step) % size
-                to = group[(place + 1) % size]
-                held[to][block] = traffic.send(held[rank][block], rank, to)
-        traffic.end_round()
-    return [np.concatenate([held[rank][place] for place in range(size)], axis) for rank in range(len(parts))]
+    size = len(parts) if groups is None else len(groups[0])
+    moved = [np.moveaxis(part, axis, 0) for part in parts]
+    whole = in_groups(ring_all_gather, moved, traffic, groups)
+    rows, *rest = moved[0].shape
+    return [np.moveaxis(flat.reshape([size * rows, *rest]), 0, axis) for flat in whole]
 
 
 def reduce_scatter(parts: Parts, traffic: Traffic, *, axis: int = 0, groups: Groups | None = None) -> Parts:
     """Leave each rank its piece of the sum over its group; together the p ranks send (p - 1) n bytes in p - 1 rounds."""
-    groups = [range(len(parts))] if groups is None else groups
-    size = len(groups[0])
-    pieces = [np.array_split(part, size, axis) for part in parts]
-    for step in range(size - 1):
-        arriving = []
-        for group in groups:
-            for place, rank in enumerate(group):
-                block = (place - step - 1) % size
-                to = group[(place + 1) % size]
-                arriving.append((to, block, traffic.send(pieces[rank][block], rank, to)))
-        for rank, block, array in arriving:
-            pieces[rank][block] = pieces[rank][block] + array
-        traffic.end_round()
-    return [pieces[rank][place] for rank, place in sorted((rank, i) for group in groups for i, rank in enumerate(group))]
+    size = len(parts) if groups is None else len(groups[0])
+    moved = [np.moveaxis(part, axis, 0) for part in parts]
+    pieces = in_groups(ring_reduce_scatter, moved, traffic, groups)
+    rows, *rest = moved[0].shape
+    return [np.moveaxis(flat.reshape([rows // size, *rest]), 0, axis) for flat in pieces]
 
 
 def all_reduce(parts: Parts, traffic: Traffic, *, groups: Groups | None = None) -> Parts:
     """Give every rank the sum over its group: a reduce-scatter and an all-gather, 2 (p - 1) n bytes in all."""
-    flat = reduce_scatter([part.reshape(-1) for part in parts], traffic, groups=groups)
-    return [whole.reshape(part.shape) for whole, part in zip(all_gather(flat, traffic, groups=groups), parts)]
+    return [flat.reshape(part.shape) for flat, part in zip(in_groups(ring_all_reduce, parts, traffic, groups), parts)]
 
 
 def broadcast(parts: Parts, traffic: Traffic, *, root: int, groups: Groups) -> Parts:
     """Give every rank the array of its group's member `root` by a binomial tree: (p - 1) n bytes, ceil(log2 p) rounds."""
-    held = {group[root]: parts[group[root]] for group in groups}
-    for source, destination in _tree(len(groups[0]), root, traffic):
-        for group in groups:
-            held[group[destination]] = traffic.send(held[group[source]], group[source], group[destination])
-    return [held[rank] for rank in range(len(parts))]
+    whole = in_groups(lambda held, group: tree_broadcast(held, group, root), parts, traffic, groups)
+    return [flat.reshape(part.shape) for flat, part in zip(whole, parts)]
 
 
 def reduce(parts: Parts, traffic: Traffic, *, root: int, groups: Groups) -> Parts:
-    """Leave member `root` of each group the sum, by the same tree read backwards; the others get their partial sums."""
-    held = list(parts)
-    for source, destination in reversed(list(_tree(len(groups[0]), root, traffic))):
-        for group in groups:
-            arrived = traffic.send(held[group[destination]], group[destination], group[source])
-            held[group[source]] = held[group[source]] + arrived
-    return held
+    """Leave member `root` of each group the sum, by the same tree read backwards; the others keep what they had."""
 
+    def to_root(held: Parts, group: Group) -> Parts:
+        total = tree_reduce(held, group, root).reshape(held[root].shape)
+        return [*held[:root], total, *held[root + 1 :]]
 
-def _tree(size: int, root: int, traffic: Traffic) -> list[tuple[int, int]]:
-    """Edges from the root outwards, in rounds that double the ranks reached; counts the rounds."""
-    edges = []
-    reached = 1
-    while reached < size:
-        edges += [((i + root) % size, (i + reached + root) % size) for i in range(min(reached, size - reached))]
-        reached *= 2
-        traffic.end_round()
-    return edges
+    return in_groups(to_root, parts, traffic, groups)
 
 
 def all_to_all(
     blocks: Sequence[Sequence[np.ndarray]], traffic: Traffic, *, groups: Groups | None = None
 ) -> list[list[np.ndarray]]:
     """Turn `blocks[source][destination]` into `[destination][source]`, places counted within the group; p - 1 rounds."""
-    groups = [range(len(blocks))] if groups is None else groups
-    size = len(groups[0])
-    received = [[mine[0]] * size for mine in blocks]
-    for distance in range(size):
-        for group in groups:
-            for place, rank in enumerate(group):
-                to = (place + distance) % size
-                received[group[to]][place] = traffic.send(blocks[rank][to], rank, group[to])
-        traffic.end_round(min(distance, 1))  # what a rank keeps takes no round
-    return received
+    return in_groups(pairwise_all_to_all, blocks, traffic, groups)
 
 
 def split(array: np.ndarray, num_ranks: int, axis: int, name: str) -> Parts:

@@ -173,9 +173,8 @@ def on_mesh(shape: Sequence[int], program: Callable[..., Any]) -> list[Any]:
             peers = []
             for axis, size in enumerate(shape):
                 line = "/".join(f"{i}:{at}" for i, at in enumerate(place) if i != axis)
-                peers.append(
-                    Peers(dist.ProcessGroupGloo(dist.PrefixStore(f"{axis}|{line}", store), int(place[axis]), size, TIMEOUT))
-                )
+                line_store = dist.PrefixStore(f"{axis}|{line}", store)
+                peers.append(Peers(dist.ProcessGroupGloo(line_store, int(place[axis]), size, _options())))
             results[rank] = program(*peers)
         except BaseException as error:  # handed to the caller
             failures.append((rank, error))
@@ -190,6 +189,14 @@ def on_mesh(shape: Sequence[int], program: Callable[..., Any]) -> list[Any]:
         rank, error = failures[0]
         raise RuntimeError(f"rank {rank} failed: {error}") from error
     return results
+
+
+def _options() -> Any:
+    """Gloo over the loopback, whatever this host's name resolves to: all ranks are here."""
+    options = dist.ProcessGroupGloo._Options()
+    options._timeout = TIMEOUT
+    options._devices = [dist.ProcessGroupGloo.create_device(hostname="127.0.0.1")]
+    return options
 
 
 def leaf(array: np.ndarray) -> Tensor:

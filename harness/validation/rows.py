@@ -49,6 +49,9 @@ THROUGHPUTS = ("req_per_s", "out_tok_per_s", "out_tok_per_s_per_gpu", "total_tok
 METRICS = LATENCIES + THROUGHPUTS
 """The measured columns this project predicts, under the names the files give them."""
 
+LEAST_BUSY = 0.5
+"""Clients of a closed loop are busy but for its end; with two requests each, four fifths of the time."""
+
 
 @dataclass(frozen=True)
 class MeasuredRow:
@@ -87,8 +90,29 @@ class MeasuredRow:
         return self.text("source") or re.sub(r"[-_]?\d+$", "", self.row_id) or self.row_id
 
     @property
+    def busy_clients(self) -> float | None:
+        """Part of a closed loop's clients that its own latencies and rate keep busy (Little's law); None where one is missing.
+
+        Tools that count tokens otherwise than their table says, or fewer clients than it says, show here.
+        """
+        answer = self.measured.get("e2e_mean_ms")
+        first, token = self.measured.get("ttft_mean_ms"), self.measured.get("tpot_mean_ms")
+        length, rate, clients = self.stated.get("osl"), self.measured.get("req_per_s"), self.stated.get("concurrency")
+        if answer is None and first is not None and token is not None and length is not None:
+            answer = first + token * (length - 1.0)
+        if not self.load_mode.startswith("closed_loop") or answer is None or rate is None or not clients:
+            return None
+        return rate * answer / 1e3 / clients
+
+    @property
     def scored(self) -> bool:
-        """Quality C rows are ambiguous in their source: they are predicted but count in no summary."""
+        """Whether the row counts in a summary; it is predicted in any case.
+
+        Quality C rows are ambiguous in their source. A closed loop whose own figures leave most of its clients idle contradicts
+        itself: one of concurrency, latencies and rate is not what it says, and nothing tells which.
+        """
+        if (busy := self.busy_clients) is not None and busy < LEAST_BUSY:
+            return False
         return self.text("quality").strip().upper() != "C"
 
 

@@ -51,11 +51,12 @@ FP4_QUANTIZE_S = 3.0e-6
 operand in front of each. Fitted on 24 published runs of one dense model of 70 billion weights on 1 to 8 B200 (mean error of a
 step 2 %), beside 24 runs of the same model in 8 bits that fix everything else."""
 
-DEQUANTIZED_ON_HOPPER = 0.33
+DEQUANTIZED_ON_HOPPER = 0.4
 """Part of the matrix units' speed that experts reach on Hopper whose four-bit weights are widened to 16 bits on the way: warps
 that convert in registers cannot feed the wide asynchronous products, and the older ones reach 0.63 of those (arXiv 2402.13499)
-before the conversion itself. Fitted on 56 published runs of two models of 21 and 117 billion weights under two engines. Tiles
-hardly filled, whose time is the weights', lose nothing."""
+before the conversion itself. Chosen by hand on 56 published runs of models of 21 and 117 billion weights under vLLM and
+TensorRT-LLM, which ask for 0.33 to 0.5; 17 runs under SGLang ask for 0.5 to 1. Tiles hardly filled, whose time is the weights',
+lose nothing."""
 
 DECODE_ROWS = 32
 """Numbers of decode requests whose attention is tabulated at once: hardly slower than one alone."""

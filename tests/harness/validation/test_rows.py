@@ -54,6 +54,16 @@ def test_quality_c_is_read_and_not_scored(tmp_path: Path) -> None:
     assert not row.scored
 
 
+def test_a_closed_loop_that_contradicts_itself_is_not_scored(tmp_path: Path) -> None:
+    header = "row_id,model,gpu,load_mode,concurrency,osl,ttft_mean_ms,tpot_mean_ms,req_per_s"
+    lines = [f"{i},m,g,closed_loop_concurrency,64,101,{ttft},20,{rate}" for i, (ttft, rate) in enumerate(((1000, 21), (10, 5)))]
+    full, idle = read_rows(_file(tmp_path, header, *lines))
+    assert full.busy_clients == pytest.approx(21 * 3.0 / 64)
+    assert full.scored
+    assert idle.busy_clients == pytest.approx(5 * 2.01 / 64)
+    assert not idle.scored
+
+
 @pytest.mark.parametrize(
     ("lines", "field"),
     [

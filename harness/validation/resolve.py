@@ -199,6 +199,18 @@ def resolve_weight_dtype(stated: str, model: str) -> str:
     return _dtype_in(model.rpartition("/")[2]) or "bfloat16"
 
 
+def has_static_scales(model: str, weight_dtype: str) -> bool:
+    """Whether a checkpoint in 8 bits carries one known scale per tensor for weights and operands, as those made by ModelOpt do.
+
+    TensorRT-LLM then lets the operator in front quantize, and runs the 8-bit kernels its own quantized engines always ran;
+    checkpoints with scales per block, or weights quantized while loading, take the operands' scales anew for every product.
+
+    >>> has_static_scales("nvidia/Llama-3.1-8B-Instruct-FP8", "fp8"), has_static_scales("Qwen/Qwen3-32B", "fp8")
+    (True, False)
+    """
+    return weight_dtype == "fp8" and bool(re.match(r"nvidia/.*-fp8$", model, re.IGNORECASE))
+
+
 def resolve_kv_dtype(stated: str, weight_dtype: str, engine: str, *, scaled_cache: bool = False) -> str:
     """The dtype of keys and values: as stated; else TensorRT-LLM's FP8 engines keep them in FP8, other engines in 16 bits.
 

@@ -29,6 +29,7 @@ from llmlab.harness.validation.loads import Load, load_of, metrics_of
 from llmlab.harness.validation.resolve import (
     EngineFacts,
     Unsimulated,
+    has_static_scales,
     on_device,
     resolve_device,
     resolve_engine,
@@ -119,6 +120,8 @@ def setup_of(row: MeasuredRow, engines: Mapping[str, EngineModel] | None = None)
     )
     shared = shared_out(row, moe=model.is_moe, least=_least_devices(model.name, device, weight_dtype))
     engine = (engines or {}).get(facts.key) or load_engine(facts.key)
+    if facts.key == "trtllm-1.0" and has_static_scales(row.model, weight_dtype):
+        engine = engine.with_constants(static_scales=True, sustained_compute=load_engine("trtllm").sustained_compute)
     if row.load_mode == "offline_max_throughput":
         engine = engine.with_constants(host_request_step_s=min(engine.host_request_step_s, UNSTREAMED_REQUEST_S))
     batched = row.count("max_num_batched_tokens") or facts.max_num_batched_tokens
@@ -526,7 +529,7 @@ def summary_tables(result: Mapping[str, Any], *, most_rows: int = 40) -> list[tu
     tables.append(("rows by source", counts["sources"]))
     tables.append(
         (
-            f"{counts['rows']} rows: {counts['simulated']} simulated ({counts['unscored']} of them too ambiguous to score), "
+            f"{counts['rows']} rows: {counts['simulated']} simulated ({counts['unscored']} of them unfit to score), "
             f"{counts['excluded']} excluded",
             counts["excluded_reasons"],
         )

@@ -459,6 +459,9 @@ def simulate_pipeline_command(
         float | None,
         typer.Option(help="Run a forward beside a backward, in this part of their summed time (DualPipe: 1 or less)."),
     ] = None,
+    freed_by_input: Annotated[
+        float, typer.Option(help="Part of an activation that the gradient of the input gives back; the other gives the rest.")
+    ] = 0.0,
     plot: Annotated[Path | None, typer.Option(help="Draw ranks over time (.png, .svg, .pdf).")] = None,
     trace: Annotated[Path | None, typer.Option(help="Write a timeline for Perfetto (.json or .json.gz); one schedule.")] = None,
     path: Annotated[str, typer.Option(help="Loop that runs: compiled, or simpy (readable); the times are equal.")] = "compiled",
@@ -486,6 +489,7 @@ def simulate_pipeline_command(
             microbatches,
             virtual if single or name in ("interleaved", "looped_bfs") else 1,
             together=together if name.startswith("dualpipe") else None,
+            freed_by_input=freed_by_input,
             loop=path,
             **times,
         )

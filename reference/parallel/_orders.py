@@ -283,6 +283,7 @@ def zb_auto(
     backward_weight: int = 1,
     hand_over: int = 0,
     max_activations: int | None = None,
+    freed_by_input: float = 0.0,
 ) -> Schedule:
     """Choose an order for measured times and a limit on activations: the heuristic of zero bubble (ZB-1p, ZB-2p).
 
@@ -290,16 +291,21 @@ def zb_auto(
     else W if it fits before the next arrival or nothing else can come. Three readings of "fits" and three limits on warm-up
     are tried and the shortest span kept, as the paper does with its own two switches.
 
+    I gives back the part `freed_by_input` of an activation, W the rest. The paper counts 34 + 5 a s / h parts for both
+    (a heads, s tokens, h width), of which W still needs 32.
+
     Raises:
-        ValueError: a limit under the number of ranks.
+        ValueError: a limit under the number of ranks, or a part that is none.
     """
+    if not 0 <= freed_by_input <= 1:
+        raise ValueError(f"zb_auto: freed_by_input={freed_by_input} is not from 0 to 1")
     limit = num_ranks if max_activations is None else max_activations
     if limit < num_ranks:
         raise ValueError(f"zb_auto: max_activations={limit} < num_ranks={num_ranks}")
     times = {"F": forward, "I": backward_input, "W": backward_weight}
     found = [
-        _greedy(num_ranks, num_microbatches, times, hand_over, limit, greedy, warm)
-        for greedy, warm in product((0, 1, 2), ("all", "just", "twice"))
+        _greedy(num_ranks, num_microbatches, times, hand_over, limit, round(1000 * freed_by_input), greedy, warm, turns)
+        for greedy, warm, turns in product((0, 1, 2), ("all", "just", "twice"), (False, True))
     ]
     found.append(_timed_span(zb_h1(num_ranks, num_microbatches, 1), times, hand_over))
     if limit >= 2 * num_ranks - 1:
@@ -320,13 +326,21 @@ def _timed_span(schedule: Schedule, times: Mapping[str, int], hand_over: int) ->
 
 
 def _greedy(
-    num_ranks: int, num_microbatches: int, times: Mapping[str, int], hand_over: int, limit: int, greedy: int, warm: str
+    num_ranks: int,
+    num_microbatches: int,
+    times: Mapping[str, int],
+    hand_over: int,
+    limit: int,
+    freed_permille: int,
+    greedy: int,
+    warm: str,
+    turns: bool,
 ) -> tuple[int, list[list[Action]]]:
     never = 1 << 62
     arrived_f = [[0] * num_microbatches if rank == 0 else [] for rank in range(num_ranks)]
     arrived_i: list[list[int]] = [[] for _ in range(num_ranks)]
     done = [{"F": 0, "I": 0, "W": 0} for _ in range(num_ranks)]
-    free, first = [0] * num_ranks, [-1] * num_ranks
+    free, first, last = [0] * num_ranks, [-1] * num_ranks, [""] * num_ranks
     orders: list[list[Action]] = [[] for _ in range(num_ranks)]
     ahead = [{"all": limit, "just": num_ranks - rank, "twice": 2 * (num_ranks - rank) - 1}[warm] for rank in range(num_ranks)]
 
@@ -334,9 +348,13 @@ def _greedy(
         """When this rank could start what, as far as is known now."""
         now, count = free[rank], done[rank]
         backward = max(now, arrived_i[rank][count["I"]]) if count["I"] < len(arrived_i[rank]) else never
-        may = count["F"] - count["W"] < limit and (count["I"] > 0 or count["F"] < ahead[rank])
+        held = 1000 * count["F"] - freed_permille * count["I"] - (1000 - freed_permille) * count["W"]
+        may = held + 1000 <= 1000 * limit and (count["I"] > 0 or count["F"] < ahead[rank])
         forward = max(now, arrived_f[rank][count["F"]]) if may and count["F"] < len(arrived_f[rank]) else never
         pending = count["W"] < count["I"]
+        here = count["F"] < len(arrived_f[rank]) and arrived_f[rank][count["F"]] <= now
+        if turns and last[rank] == "I" and here and (may or pending):  # F and I in turn, a W to make space for F
+            return now, "F" if may else "W"
         soon, kind = min((backward, "I"), (forward, "F"), key=lambda pair: pair[0])
         if pending and (soon == never or (soon - now >= times["W"] * (2 - greedy) / 2 and soon > now)):
             return now, "W"
@@ -351,6 +369,7 @@ def _greedy(
         end = free[rank] = start + times[kind]
         first[rank] = start if first[rank] < 0 else first[rank]
         orders[rank].append(Action(kind, rank, number))
+        last[rank] = last[rank] if kind == "W" else kind
         if kind == "F":
             (arrived_f[rank + 1] if rank + 1 < num_ranks else arrived_i[rank]).append(
                 end + (hand_over if rank + 1 < num_ranks else 0)

@@ -396,13 +396,15 @@ def run_pipeline(
     backward_weight_ms: float = 1.0,
     hand_over_ms: float = 0.0,
     together: float | None = None,
+    freed_by_input: float = 0.0,
     loop: str = "compiled",
 ) -> tuple[Timeline, dict[str, Any]]:
     """Replay a schedule by name on equal stages; return the timeline and what it comes to.
 
     Times are those of 1 / num_ranks of the model. `together` runs a forward beside a backward in that part of their summed
-    time (DualPipe). zb_1p and zb_2p are made for these times. `bubble_closed_form` is the formula of the schedule's paper where
-    it has one for these times and hand-over is free, `bubble` the replayed fraction it speaks of.
+    time (DualPipe). `freed_by_input` is the part of an activation that the gradient of the input gives back. zb_1p and zb_2p are
+    made for these times. `bubble_closed_form` is the formula of the schedule's paper where it has one for these times and
+    hand-over is free, `bubble` the replayed fraction it speaks of.
 
     Raises:
         InputError: no such schedule, sizes that it does not take, or a time that is negative or not finite.
@@ -411,6 +413,8 @@ def run_pipeline(
     for field, value in {**times_ms, "hand_over_ms": hand_over_ms, "together": together or 0.0}.items():
         if not 0 <= value < 1e9:
             raise InputError("pipeline", field, value, "must be a time from 0 on")
+    if not 0 <= freed_by_input <= 1:
+        raise InputError("pipeline", "freed_by_input", freed_by_input, "must be a part from 0 to 1")
     F, I, W, comm = (round(1e6 * time) for time in (*times_ms.values(), hand_over_ms))
     try:
         schedule = make_schedule(name, num_ranks, num_microbatches, virtual)
@@ -424,6 +428,7 @@ def run_pipeline(
                 backward_weight=W,
                 hand_over=comm,
                 max_activations=limit,
+                freed_by_input=freed_by_input,
             )
             schedule = replace(made, name=name)
     except ValueError as error:
@@ -435,7 +440,7 @@ def run_pipeline(
         waits = None
     steady = name in ("zb_h2", "zb_2p", "zb_v")  # without a synchronization before the optimizer
     work = num_microbatches * (F + I + W)
-    peaks = schedule.peak_activations()
+    peaks = schedule.peak_activations(freed_by_input=freed_by_input)
     return timeline, {
         "schedule": name,
         "ranks": num_ranks,
@@ -449,6 +454,6 @@ def run_pipeline(
         "idle_ms": [idle / 1e6 for idle in timeline.idle_ns],
         "peak_activations": peaks,
         "peak_activations_closed_form": [
-            peak_of(name, num_ranks, num_microbatches, virtual, rank) for rank in range(num_ranks)
+            None if freed_by_input else peak_of(name, num_ranks, num_microbatches, virtual, rank) for rank in range(num_ranks)
         ],
     }

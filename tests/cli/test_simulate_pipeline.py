@@ -46,6 +46,7 @@ def test_a_table_names_the_schedules(capsys):
         (["--schedule", "1f1b", "--forward-ms", "nan"], "forward_ms=nan"),
         (["--schedule", "1f1b", "--weight-ms", "-1"], "weight_ms=-1"),
         (["--schedule", "1f1b", "--together", "1"], "only dualpipe"),
+        (["--schedule", "zb_2p", "--freed-by-input", "1.5"], "freed_by_input=1.5"),
         (["--schedule", "1f1b", "--plot", "a.txt"], "must end in .png"),
         (["--schedule", "1f1b", "--path", "fast"], "neither compiled nor simpy"),
         (["--schedule", "1f1b", "--schedule", "gpipe", "--trace", "a.json"], "takes one schedule"),

@@ -147,6 +147,8 @@ def test_the_automatic_order_keeps_its_limit_and_gains_by_a_higher_one():
         spans.append(span(schedule, {"F": 10, "I": 11, "W": 7}))
     assert spans == sorted(spans, reverse=True)
     assert spans[0] > spans[2]
+    with pytest.raises(ValueError, match=r"freed_by_input=1\.5 is not from 0 to 1"):
+        zb_auto(4, 4, freed_by_input=1.5)
     with pytest.raises(ValueError, match="max_activations=3 < num_ranks=4"):
         zb_auto(4, 4, max_activations=3)
 

@@ -122,6 +122,8 @@ def test_bad_arguments_are_named():
 PUBLISHED = Path(os.environ.get("LLMLAB_DATA", "")) / "training" / "zero_bubble_bubble_rates.csv.gz"
 STAGE_LAYERS = {"1.5B": 3, "6.2B": 4, "14.6B": 3, "28.3B": 2}
 """Layers per rank of the models of arXiv:2401.10241, table 3: interleaved there gives every layer a stage of its own."""
+HEADS_WIDTH = {"1.5B": (24, 2304), "6.2B": (32, 4096), "14.6B": (40, 5120), "28.3B": (48, 6144)}
+"""The same table; sequences there have 1,024 tokens."""
 
 
 @pytest.mark.data
@@ -146,7 +148,12 @@ def test_measured_times_give_the_published_bubble_rates():
             virtual = STAGE_LAYERS[row["model"]] if name == "interleaved" else 1
             found = rate(make_schedule(name, p, m, virtual))
             assert found == pytest.approx(float(row[f"bubble_{column}"]), abs=within), (row["model"], p, m, name)
-        if p <= 8:
+        if p <= 8 and m <= 32:  # the search for an order takes seconds on larger ones
             times = {"forward": F, "backward_input": I, "backward_weight": W, "hand_over": comm}
-            assert rate(zb_auto(p, m, **times, max_activations=p)) <= float(row["bubble_ZB_1p"]) + 1e-4
-            assert rate(zb_auto(p, m, **times, max_activations=2 * p)) <= rate(make_schedule("zb_h2", p, m)) + 1e-9
+            heads, width = HEADS_WIDTH[row["model"]]
+            scores = 5 * heads * 1024 / width
+            freed = (2 + scores) / (34 + scores)
+            for limit, column, within in ((p, "ZB_1p", 1e-4), (2 * p, "ZB_2p", 1.5e-3)):
+                schedule = zb_auto(p, m, **times, max_activations=limit, freed_by_input=freed)
+                assert max(schedule.peak_activations(freed_by_input=freed)) <= limit
+                assert rate(schedule) == pytest.approx(float(row[f"bubble_{column}"]), abs=within)

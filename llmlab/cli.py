@@ -554,11 +554,17 @@ def simulate_train_command(
     recompute: Annotated[str | None, typer.Option(help="none, selective or full; the framework's where not given.")] = None,
     precision: Annotated[str, typer.Option(help="bfloat16, float16, fp8 or float32.")] = "bfloat16",
     offload: Annotated[bool, typer.Option("--offload", help="Optimizer state in host memory.")] = False,
-    replay: Annotated[bool, typer.Option("--replay", help="Replay the schedule, action by action, not by closed form.")] = False,
+    replay: Annotated[bool, typer.Option("--replay", help="Replay the schedule action by action.")] = False,
+    failure_gpu_hours: Annotated[
+        float | None, typer.Option(help="Mean hours between failures of one device: adds the goodput of a long run.")
+    ] = None,
+    checkpoint_bytes_per_s: Annotated[float, typer.Option(help="Storage bandwidth of a checkpoint.")] = 50e9,
+    restart_s: Annotated[float, typer.Option(help="Seconds from a failure until training goes on.")] = 600.0,
     json_output: Json = False,
 ) -> None:
     """Predict one training step: seconds, where each goes, tokens per second, MFU, memory of the fullest rank."""
     from llmlab.simulator.model.description import load_model
+    from llmlab.simulator.training.failures import long_run
     from llmlab.simulator.training.plan import dp_of, plan_of
     from llmlab.simulator.training.step import predict_step, tables
 
@@ -579,11 +585,15 @@ def simulate_train_command(
         schedule=schedule or ("interleaved" if virtual_stages > 1 else None),
         offload=offload,
     )
-    step = predict_step(load_model(model), plan, gpu, replayed=replay)
+    described = load_model(model)
+    step = predict_step(described, plan, gpu, replayed=replay)
+    settings = {"checkpoint_bytes_per_s": checkpoint_bytes_per_s, "restart_s": restart_s}
+    hours = failure_gpu_hours
+    run = long_run(described.parameters, gpus, gpu_hours_apart=hours, **settings) if hours is not None else None
     if json_output:
-        emit(step.to_json())
+        emit(step.to_json() | ({"long_run": run} if run else {}))
     else:
-        for title, rows in tables(step):
+        for title, rows in [*tables(step), *([("A long run with failures", [run])] if run else [])]:
             show(title, rows)
 
 

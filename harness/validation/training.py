@@ -138,7 +138,8 @@ def read_rows(path: str | Path) -> list[TrainingRow]:
 _FRAMEWORKS = (
     (r"megascale", ""),
     (r"zero-bubble", "zero-bubble"),
-    (r"bridge|megatron-core|nemo|megatron-lm 0\.1|mxnet|ngc|nvidia", "megatron-core"),
+    (r"bridge|nemo|mxnet|ngc|nvidia", "nemo"),
+    (r"megatron-core|megatron-lm 0\.1", "megatron-core"),
     (r"megatron-deepspeed|megatron/megatron", "megatron-deepspeed"),
     (r"deepspeed zero-?3|deepspeed.*zero3", "deepspeed-zero3"),
     (r"deepspeed", "deepspeed-zero1"),
@@ -260,7 +261,9 @@ def model_of(
     if key in _MPT:
         depth, width, many = _MPT[key]
         return gpt(depth, width, many, 50368, sequence, name=name)
-    full = _NAMES.get(key) or next((known for known in preset_names() if known.split("/")[-1].lower() == key), None)
+    full = _NAMES.get(key) or next(
+        (known for known in preset_names() if key in (known.lower(), known.split("/")[-1].lower())), None
+    )
     if full is not None and (config := preset(full)) is not None:
         if layers and layers != config.num_hidden_layers:
             cut = {name: getattr(config, name)[-layers:] for name in ("windowed_layers", "sparse_layers", "linear_layers")}
@@ -307,7 +310,7 @@ def setting_of(row: TrainingRow) -> Setting:
     name = framework_of(row)
     device, node, node_devices = device_of(row)
     words = row.text
-    everything = f"{words['model']} {words.get('framework', '')} {words.get('dtype', '')}".lower()
+    everything = " ".join(words.get(name, "") for name in ("model", "framework", "dtype", "note")).lower()
     if "lora" in everything or "bnb" in everything:
         raise OutOfReachError("fine-tuning of adapters: not modelled")
     if "offload" in words.get("note", "").lower():
@@ -355,7 +358,7 @@ def setting_of(row: TrainingRow) -> Setting:
         "global_batch": gbs,
         "sequence": sequence,
         "recompute": recompute,
-        "precision": "fp8" if words.get("dtype", "").lower().startswith(("fp8", "float8")) else "bfloat16",
+        "precision": "fp8" if re.search("fp8|float8", words.get("dtype", "").lower()) else "bfloat16",
         "zero_stage": _zero_stage(words.get("sharding", ""), habits.zero_stage),
     }
     if tp == 1:
@@ -364,7 +367,7 @@ def setting_of(row: TrainingRow) -> Setting:
     assumed: list[str] = []
     if stated is None:
         assumed.append("microbatch: the quickest that fits")
-    chunks, open_chunks = _chunks(row, model.layers, pp, schedule, name == "megatron-core")
+    chunks, open_chunks = _chunks(row, model.layers, pp, schedule, name in ("megatron-core", "nemo"))
     if open_chunks:
         assumed.append("virtual stages: the quickest")
     plans = []

@@ -90,3 +90,27 @@ def checkpoint_seconds(parameters: float, bytes_per_s: float, *, bytes_per_weigh
     """
     _check(parameters=parameters, bytes_per_s=bytes_per_s)
     return parameters * bytes_per_weight / bytes_per_s
+
+
+def long_run(
+    parameters: float, gpus: int, *, gpu_hours_apart: float, checkpoint_bytes_per_s: float, restart_s: float
+) -> dict[str, float]:
+    """What failures leave of a job: a device fails every `gpu_hours_apart` hours on average, and any failure stops all.
+
+    >>> shares = long_run(1e9, 1000, gpu_hours_apart=5e4, checkpoint_bytes_per_s=1e10, restart_s=600.0)
+    >>> shares["failures_apart_s"], round(shares["useful"], 3)
+    (180000.0, 0.993)
+    """
+    _check(gpu_hours_apart=gpu_hours_apart)
+    apart = gpu_hours_apart * 3600.0 / gpus
+    saved = checkpoint_seconds(parameters, checkpoint_bytes_per_s)
+    shares = goodput(saved, apart, restart_s)
+    return {
+        "failures_apart_s": apart,
+        "checkpoint_s": saved,
+        "interval_s": shares.interval_s,
+        "useful": shares.useful,
+        "checkpoint": shares.checkpoint,
+        "lost_work": shares.lost_work,
+        "restart": shares.restart,
+    }

@@ -129,6 +129,7 @@ class _Key:
     efficiency: float
     memory_efficiency: float
     attention_efficiency: float
+    fp8_efficiency: float
 
 
 def _key(device: str, plan: ParallelPlan, habits: Framework | None) -> _Key:
@@ -145,6 +146,7 @@ def _key(device: str, plan: ParallelPlan, habits: Framework | None) -> _Key:
         habits.efficiency(_profile(device).device.generation),
         habits.memory_efficiency,
         habits.attention_efficiency,
+        habits.fp8_efficiency if plan.precision == "fp8" else 1.0,
     )
 
 
@@ -169,9 +171,10 @@ def _cost(model: ModelDescription, device: str, key: _Key, what: str) -> PassCos
         if isinstance(item, Gemm):
             matrix_dtype = dtype if what == "layer" and item.part != "router" else ("bfloat16" if dtype == "fp8" else dtype)
             m, n, k = float(tokens), float(item.n), float(item.k)
-            forward += count * _product(device, matrix_dtype, m, n, k) / efficiency
-            towards_input += count * _product(device, matrix_dtype, m, k, n) / efficiency
-            towards_weight += count * _product(device, matrix_dtype, n, k, m) / efficiency
+            reached = efficiency * (key.fp8_efficiency if matrix_dtype == "fp8" else 1.0)
+            forward += count * _product(device, matrix_dtype, m, n, k) / reached
+            towards_input += count * _product(device, matrix_dtype, m, k, n) / reached
+            towards_weight += count * _product(device, matrix_dtype, n, k, m) / reached
             flops += count * 6.0 * m * n * k
         elif isinstance(item, Experts):
             local = max(1, item.experts // ep)
@@ -180,9 +183,10 @@ def _cost(model: ModelDescription, device: str, key: _Key, what: str) -> PassCos
             if ep > 1 and tp > 1:
                 rows /= tp
             for n, k in ((2.0 * inter, float(item.hidden)), (float(item.hidden), float(inter))):
-                forward += count * local * _product(device, dtype, rows, n, k) / efficiency
-                towards_input += count * local * _product(device, dtype, rows, k, n) / efficiency
-                towards_weight += count * local * _product(device, dtype, n, k, rows) / efficiency
+                reached = efficiency * key.fp8_efficiency
+                forward += count * local * _product(device, dtype, rows, n, k) / reached
+                towards_input += count * local * _product(device, dtype, rows, k, n) / reached
+                towards_weight += count * local * _product(device, dtype, n, k, rows) / reached
                 flops += count * local * 6.0 * rows * n * k
             permuted = count * tokens * item.visits * item.hidden * 4 * width / moved_per_s
             forward += permuted

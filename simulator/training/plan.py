@@ -171,6 +171,7 @@ class Framework:
         gradient_bytes: per weight, of the buffer gradients are summed in.
         reduce_bytes: per weight, on the wire of the gradients' sum.
         matrix_efficiency: by device generation: part of the curves' matrix speed that is reached in long training runs.
+        fp8_efficiency: 8-bit products' speed over that of the curves, which are of inference kernels that convert as they go.
         attention_efficiency: part of the peak that fused attention reaches forward with heads 128 wide.
         memory_efficiency: part of the memory bandwidth that norms, activations and dropouts reach.
         launch_s: seconds the host needs per kernel, at device generations as old as Ampere.
@@ -194,6 +195,7 @@ class Framework:
     gradient_bytes: float = 4.0
     reduce_bytes: float = 4.0
     matrix_efficiency: Mapping[str, float] | None = None
+    fp8_efficiency: float = 1.0
     memory_efficiency: float = 0.85
     attention_efficiency: float = 0.45
     launch_s: float = 1.0e-5

@@ -1,6 +1,7 @@
 """Reading published training runs: what is predicted, what is excluded and why, what is refused."""
 
 import os
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,8 @@ HEADER = (
     "id,set,model,layers,hidden,heads,vocab,hardware,gpus,tp,pp,dp,sharding,schedule,mbs,gbs,seq,dtype,recompute,framework,"
 )
 HEADER += "iter_time_s,tokens_per_s_per_gpu,tflops_per_gpu,mem_gib,note\n"
-GOOD = "{id},made,GPT,24,2048,16,51200,{hardware},{gpus},2,{pp},2,,{schedule},{mbs},64,1024,fp16,full,{framework},{time},,,{mem},\n"
+GOOD = "{id},made,GPT,24,2048,16,51200,{hardware},{gpus},2,{pp},2,,{schedule},{mbs},64,1024,fp16,full,"
+GOOD += "{framework},{time},,,{mem},\n"
 
 
 def file_of(tmp_path, *changes, name="runs.csv"):
@@ -167,3 +169,18 @@ def test_published_runs_are_met_within_the_stated_errors():
     assert errors["megascale_t2", "iter_time_s"] < 0.07
     assert errors["megatron_h100_weak", "tflops_per_gpu"] < 0.07
     assert errors["llm_foundry", "tokens_per_s_per_gpu"] < 0.08
+
+
+@pytest.mark.skipif(not DATA.is_file(), reason="needs LLMLAB_DATA with training/measured_visible.csv.gz")
+def test_schedules_rank_as_measured_in_every_setting():
+    settings = settings_of([row for row in read_rows(DATA) if row.text["set"] == "zero_bubble_t4"])
+    groups = {}
+    for setting in settings:
+        groups.setdefault((setting.row.text["model"], setting.row.stated["gbs"]), []).append(setting)
+    assert len(groups) == 12
+    for group in groups.values():
+        measured = sorted(group, key=lambda one: one.row.stated["iter_time_s"])
+        times = [predict(one).seconds for one in measured]
+        for i, (one, slower) in enumerate(pairwise(measured)):
+            if slower.row.stated["iter_time_s"] > 1.03 * one.row.stated["iter_time_s"]:
+                assert times[i] < times[i + 1], (one.row.row_id, slower.row.row_id)

@@ -1,0 +1,87 @@
+"""The training commands: tables, JSON, and one line with exit code 2 for plans that cannot be."""
+
+import json
+
+import pytest
+
+from llmlab.cli import main
+
+STEP = ["simulate", "train", "--model", "openai/gpt3-13b", "--gpu", "a100", "--gpus", "16", "--global-batch", "64"]
+SPLIT = ["--tp", "8", "--pp", "2"]
+
+
+def test_a_step_prints_json_that_adds_up(capsys):
+    assert main([*STEP, *SPLIT, "--failure-gpu-hours", "50000", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["gpus"] == 16
+    assert sum(shown["breakdown_s"].values()) == pytest.approx(shown["iteration_s"])
+    assert 0 < shown["long_run"]["useful"] < 1
+
+
+def test_a_step_prints_tables(capsys):
+    assert main([*STEP, *SPLIT, "--replay"]) == 0
+    assert "Where the seconds go" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["--tp", "3"], "gpus=16"),
+        (["--gpu", "abacus"], "abacus"),
+        (["--framework", "homemade"], "homemade"),
+        (["--pp", "4", "--virtual-stages", "7"], "virtual_stages=7"),
+        (["--microbatch", "64"], "global_batch"),
+        (["--recompute", "some"], "recompute"),
+        (["--framework", "ddp"], "does not fit"),
+    ],
+)
+def test_a_plan_that_cannot_be_ends_with_one_line(capsys, changes, words):
+    assert main([*STEP, *changes]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert words in said.err
+    assert said.err.count("\n") == 1
+
+
+def test_the_search_prints_the_winner_why_and_flags(capsys):
+    command = [
+        "plan",
+        "train",
+        "--model",
+        "openai/gpt3-13b",
+        "--gpu",
+        "a100",
+        "--gpus",
+        "32",
+        "--global-batch",
+        "64",
+        "--seq",
+        "2048",
+    ]
+    assert main([*command, "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["plans"][0]["iteration_s"] <= shown["plans"][-1]["iteration_s"]
+    assert set(shown["launch"]) == {"megatron-lm", "torchtitan", "deepspeed"}
+    assert main(command) == 0
+    assert "Why" in capsys.readouterr().out
+
+
+def test_validation_refuses_what_is_no_table(capsys, tmp_path):
+    path = tmp_path / "runs.csv"
+    path.write_text("a,b\n1,2\n")
+    assert main(["validate", "training", "--runs", str(path), "--json"]) == 2
+    assert "runs.csv" in capsys.readouterr().err
+
+
+def test_validation_prints_rows_and_summary(capsys, tmp_path):
+    path = tmp_path / "runs.csv"
+    path.write_text(
+        "id,model,hardware,gpus,tp,pp,dp,mbs,gbs,seq,framework,iter_time_s\n"
+        "r,openai/gpt3-13b,A100,16,8,2,1,1,64,2048,Megatron-LM,20\n"
+    )
+    assert main(["validate", "training", "--runs", str(path), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert [row["row_id"] for row in shown["rows"]] == ["r"]
+    assert shown["summary"]["speed"]["n"] == 1
+    assert main(["validate", "training", "--runs", str(path)]) == 0
+    assert "Speed by set" in capsys.readouterr().out

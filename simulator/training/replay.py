@@ -402,8 +402,8 @@ def run_pipeline(
     """Replay a schedule by name on equal stages; return the timeline and what it comes to.
 
     Times are those of 1 / num_ranks of the model. `together` runs a forward beside a backward in that part of their summed
-    time (DualPipe). `freed_by_input` is the part of an activation that the gradient of the input gives back. zb_1p and zb_2p are
-    made for these times. `bubble_closed_form` is the formula of the schedule's paper where it has one for these times and
+    time (DualPipe). `freed_by_input` is the part of an activation that the gradient of the input gives back. zb_1p and zb_2p
+    are made for these times. `bubble_closed_form` is the formula of the schedule's paper where it has one for these times and
     hand-over is free, `bubble` the replayed fraction it speaks of.
 
     Raises:

@@ -101,6 +101,22 @@ def test_the_engine_fields_of_a_row_are_honoured() -> None:
 
 
 @pytest.mark.parametrize(
+    ("model", "version", "static"),
+    [
+        ("nvidia/Llama-3.1-8B-Instruct-FP8", "1.0", True),
+        ("nvidia/Llama-3.1-8B-Instruct-FP8", "1.2.0", False),
+        ("meta-llama/Llama-3.1-8B", "1.0", False),
+    ],
+)
+def test_only_checkpoints_with_known_scales_run_with_static_ones(model: str, version: str, static: bool) -> None:
+    texts = {"engine": "trtllm", "engine_version": version, "weight_dtype": "fp8"}
+    stated = {"tp": 1.0, "n_gpus": 1.0, "isl": 128.0, "osl": 8.0, "num_requests": 4.0}
+    engine = setup_of(MeasuredRow("here:1", "r-1", model, "H100-SXM-80GB", "offline_batch", texts, stated)).deployment.engine
+    assert isinstance(engine, EngineModel)
+    assert engine.static_scales == static
+
+
+@pytest.mark.parametrize(
     ("changes", "reason"),
     [
         ({"pp": 2}, "pipeline parallelism"),

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from llmlab.reference.op import Procedure
+from llmlab.reference.op import Cost, Dims, Procedure
 from llmlab.reference.parallel._orders import LOOPED, SCHEDULES, make_schedule
 from llmlab.reference.parallel._schedule import Schedule
 from llmlab.reference.parallel._traffic import Traffic
@@ -182,4 +182,15 @@ def pipeline_examples(rng: np.random.Generator) -> dict[str, Any]:
     }
 
 
-PIPELINE = Procedure(reference=pipeline, examples=pipeline_examples, paper="arXiv:1811.06965", same=same_step)
+def pipeline_cost(d: Dims) -> Cost:
+    """One step of a straight pipeline of P ranks: three passes of two products; elements are those sent and received.
+
+    Every boundary between ranks carries an activation down and its gradient up for each of M microbatches.
+    """
+    sent = 2 * (d["P"] - 1) * d["M"] * d["T"] * d["D"]
+    return Cost(flops=12 * d["M"] * d["T"] * d["D"] * d["H"] * d["L"], elements_read=sent, elements_written=sent)
+
+
+PIPELINE = Procedure(
+    reference=pipeline, examples=pipeline_examples, paper="arXiv:1811.06965", same=same_step, cost=pipeline_cost
+)

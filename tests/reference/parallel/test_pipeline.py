@@ -8,7 +8,7 @@ import pytest
 
 from llmlab.reference.parallel._orders import LOOPED, SCHEDULES, bubble_time, make_schedule, peak_of, zb_auto
 from llmlab.reference.parallel._schedule import Action
-from llmlab.reference.parallel.pipeline import pipeline
+from llmlab.reference.parallel.pipeline import pipeline, pipeline_cost
 
 EVERY = ("naive", "gpipe", "1f1b", "pipedream", "looped_bfs", "zb_h1", "zb_h2", "zb_1p", "zb_2p", "zb_v", "v_half", "v_min")
 
@@ -179,6 +179,10 @@ def test_messages_are_two_per_boundary_and_microbatch():
         step = pipeline(schedule=name, num_ranks=4, virtual=v, **arrays)
         assert step["messages"] == 2 * boundaries * 8
         assert step["sent_bytes"] == 2 * boundaries * 8 * (2 * 3 * 8)
+        if name == "1f1b":
+            priced = pipeline_cost({"P": 4, "M": 8, "T": 2, "D": 3, "H": 4, "L": 8})
+            assert 8 * priced.elements_written == step["sent_bytes"]
+            assert priced.flops == 8 * 8 * 3 * (2 * 2 * 2 * 3 * 4)  # microbatches, layers, passes, two products
     copies = pipeline(schedule="chimera", num_ranks=4, virtual=1, **arrays)
     assert copies["sent_bytes"] == 2 * 3 * 8 * (2 * 3 * 8) + 8 * (3 * 4 + 4 * 3) * 8
 

@@ -83,7 +83,7 @@ class CompiledFleet(CompiledCluster):
     def play(self) -> tuple[Log, FleetLog]:
         """Simulate until every request is finished, refused or failed, or the watch gives up."""
         log, run, world = self.run(), self.world.run[0], self.world
-        turned = world.turned[: int(run["turned"])].tolist()
+        turned = world.faults[world.faults["played"] == 1][["at_ns", "replica", "fails"]].tolist()
         return log, FleetLog(
             retries=np.minimum(world.requests["failures"], int(run["limit"])).tolist(),
             busy_j=world.meters["busy_j"].tolist(),
@@ -91,7 +91,7 @@ class CompiledFleet(CompiledCluster):
             samples=[self.sample_of(1)],
             fetched_tokens=[0] * len(self.workload),
             turned=[(0, replica, "up") for replica in range(len(world.replicas))]
-            + [(when_ns, replica, "up" if up else "down") for when_ns, replica, up in turned],
+            + [(when_ns, replica, "down" if fails else "up") for when_ns, replica, fails in turned],
             outages=self.outages,
             end_ns=int(run["now"]),
         )

@@ -670,7 +670,7 @@ def hand_out(w: Any, index: Any) -> None:
     replica = route(w, q)
     q.replica = replica
     r = w.replicas[replica]
-    lag_fraction = w.factors[0]
+    lag_fraction = w.meters[replica].lag_fraction
     if r.idle == 0 and (g.lag_whole > 0 or lag_fraction > 0.0):
         missed = (r.end_ns - g.now) < lag_fraction * r.duration_ns
         q.joins, q.next = r.step + 1 + g.lag_whole + missed, -1
@@ -747,7 +747,7 @@ def start_step(w: Any, replica: Any, cost: Any) -> None:
         r.context_tokens,
     )
     if g.now < r.settled_ns:
-        duration_ns = round(duration_ns * w.factors[1])
+        duration_ns = round(duration_ns * w.meters[replica].after_idle)
     r.least_free = min(r.least_free, free_blocks(w, replica))
     r.most_running = max(r.most_running, r.decodes + r.slices)
     if r.prompts:
@@ -780,14 +780,14 @@ def copy_sample(w: Any, row: Any, origin: Any, place: Any) -> None:
 @_function
 def sample_step(w: Any, row: Any, replica: Any) -> None:
     """Count a replica's step, and keep it whole where it is one of the sample."""
-    r, s = w.replicas[replica], w.sampling[row]
-    if s.steps & (s.stride - 1) == 0:
+    r, s = w.replicas[replica], w.run[row]
+    if s.num_steps & (s.stride - 1) == 0:
         if s.kept == w.samples.shape[1]:
             s.kept = w.samples.shape[1] // 2
             s.stride *= 2
             for place in range(1, s.kept):
                 copy_sample(w, row, 2 * place, place)
-        if s.steps & (s.stride - 1) == 0:
+        if s.num_steps & (s.stride - 1) == 0:
             kept = w.samples[row, s.kept]
             kept.duration_ns, kept.decode_requests, kept.context_tokens = r.duration_ns, r.decode_requests, r.context_tokens
             kept.emitted, kept.prompts = r.emitted, r.prompts
@@ -799,7 +799,7 @@ def sample_step(w: Any, row: Any, replica: Any) -> None:
                     w.sampled_prompts[row, s.kept, count, 1] = part.start
                     count += 1
             s.kept += 1
-    s.steps += 1
+    s.num_steps += 1
 
 
 @_function
@@ -934,11 +934,11 @@ def push_again(w: Any, index: Any) -> None:
     w.run[0].again = place + 1
     while place > 0:
         above = (place - 1) // 2
-        if not sooner(w, index, w.again[above]):
+        if not sooner(w, index, w.requests[above].again):
             break
-        w.again[place] = w.again[above]
+        w.requests[place].again = w.requests[above].again
         place = above
-    w.again[place] = index
+    w.requests[place].again = index
 
 
 @_function
@@ -946,19 +946,19 @@ def pop_again(w: Any) -> Any:
     """Take the request that is sent again first."""
     size = w.run[0].again - 1
     w.run[0].again = size
-    first, index = w.again[0], w.again[size]
+    first, index = w.requests[0].again, w.requests[size].again
     place = 0
     while True:
         below = 2 * place + 1
         if below >= size:
             break
-        if below + 1 < size and sooner(w, w.again[below + 1], w.again[below]):
+        if below + 1 < size and sooner(w, w.requests[below + 1].again, w.requests[below].again):
             below += 1
-        if not sooner(w, w.again[below], index):
+        if not sooner(w, w.requests[below].again, index):
             break
-        w.again[place] = w.again[below]
+        w.requests[place].again = w.requests[below].again
         place = below
-    w.again[place] = index
+    w.requests[place].again = index
     return first
 
 
@@ -973,7 +973,7 @@ def send_again(w: Any, replica: Any, index: Any) -> None:
     if q.failures > g.limit:
         refuse(w, index)
     else:
-        q.again_ns = g.now + w.pauses_ns[q.failures]
+        q.again_ns = g.now + w.faults[q.failures - 1].pause_ns
         push_again(w, index)
 
 
@@ -983,9 +983,7 @@ def turn(w: Any, replica: Any, up: Any) -> None:
     g, r = w.run[0], w.replicas[replica]
     g.up += up - r.up
     r.up = up
-    entry = w.turned[g.turned]
-    entry[0], entry[1], entry[2] = g.now, replica, up
-    g.turned += 1
+    w.faults[g.next_fault].played = 1
 
 
 @_function
@@ -1041,14 +1039,13 @@ def repair(w: Any, replica: Any) -> None:
 def play_faults(w: Any) -> None:
     """Repairs, then outages of this instant."""
     g = w.run[0]
-    while g.next_fault < len(w.faults) and w.faults[g.next_fault, 0] == g.now:
-        replica = w.faults[g.next_fault, 2]
-        fails = w.faults[g.next_fault, 1]
-        g.next_fault += 1
-        if fails:
-            fail(w, replica)
+    while g.next_fault < len(w.faults) and w.faults[g.next_fault].at_ns == g.now:
+        fault = w.faults[g.next_fault]
+        if fault.fails:
+            fail(w, fault.replica)
         else:
-            repair(w, replica)
+            repair(w, fault.replica)
+        g.next_fault += 1
 
 
 @_function
@@ -1070,9 +1067,9 @@ def run_until(w: Any, cost: Any, most_events: Any) -> Any:
             arrival_ns = w.arrival_ns[g.next_arrival] + g.frontend_ns
         replica = w.winners[1]
         event = w.replicas[replica].event
-        again_ns = w.requests[w.again[0]].again_ns if g.again else nothing_ns
+        again_ns = w.requests[w.requests[0].again].again_ns if g.again else nothing_ns
         if g.next_fault < len(w.faults):
-            fault_ns = w.faults[g.next_fault, 0]
+            fault_ns = w.faults[g.next_fault].at_ns
             if fault_ns <= arrival_ns and fault_ns <= again_ns and fault_ns <= event >> 1:
                 g.now = fault_ns
                 play_faults(w)

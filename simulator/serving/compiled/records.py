@@ -30,7 +30,7 @@ REQUEST = _record(
     """prompt_tokens output_tokens may_serve
     sent_ns scheduled_ns first_token_ns finished_ns cached_at_start preemptions replica
     kind computed generated cached emitted_ns joins number next previous heap_place
-    first_key num_keys remembered first_bit failures again_ns"""
+    first_key num_keys remembered first_bit failures again_ns again"""
 )
 """A request. While it decodes, `computed` and `generated` are kept less the replica's `clock`, so that a decode step, which
 adds one to both for every request, changes no request: the clock alone goes on.
@@ -39,7 +39,7 @@ joins: first step it may be scheduled in, while it is on its way in. number: ord
 emitted_ns: its last token (of a decoding request that is no longer fresh, the replica knows). previous, next: in the list it
 is in. first_key, num_keys: its prefix identities. remembered: blocks given to the prefix cache or taken from it; bit
 `first_bit + i` says whether its block i is the cached one. failures: how often its replica failed; after one of them it is sent
-again at again_ns."""
+again at again_ns. again: not the request's own, but an entry of the heap of those that are to be sent again, in this order."""
 
 REPLICA = _record(
     """policy max_num_seqs max_num_batched_tokens max_chunk_tokens watermark_blocks num_blocks block_tokens caching
@@ -59,23 +59,30 @@ decodes: decoding requests that the running step computes; the slices of all oth
 
 RUN = _record(
     """now next_arrival sent unfinished over gave_up stuck events
-    gaps steps refused draws turn next_fault turned again gateway_first gateway_last up metered limit
+    num_steps kept stride
+    gaps steps refused draws turn next_fault again gateway_first gateway_last up metered limit
     clients think_ns frontend_ns reply_ns settle_ns router balance queue_tokens capacity_blocks stale
     router_block_tokens lag_whole record_steps watched key_parts keys_are_finer watch_ttft watch_tpot watch_e2e"""
 )
-"""The run: options and counters. gaps, steps, refused, draws, turned, again: how much of those buffers is
-used. up: replicas that may be chosen; while there is none, requests wait at the gateway. limit: retries of one request."""
+"""The run: options and counters.
+
+gaps, steps, refused, draws: how much of those buffers is used. again: requests in that heap.
+num_steps, kept, stride: of a sample, how many steps there were, how many it keeps, and every how many-th it keeps; a second
+entry counts a second sample.
+up: replicas that may be chosen; while there is none, requests wait at the gateway. limit: retries of one request.
+"""
 
 SLICE = _record("request start tokens emits")
 STEP = _record("replica start_ns duration_ns prefill_tokens decode_requests context_tokens waiting preempted")
-SAMPLING = _record("steps kept stride")
-"""One sample of the steps: how many there were, how many it keeps, and every how many-th it keeps."""
-
 SAMPLE = _record("duration_ns decode_requests context_tokens emitted prompts")
 
-METER = _record("devices decode_w prefill_w balance_rows busy_j computing_ns w share", np.float64)
-"""Energy of a replica: what `energy.Power` knows of a device, how many there are; the sums so far; power and computing share of
-the running step."""
+METER = _record("lag_fraction after_idle devices decode_w prefill_w balance_rows busy_j computing_ns w share", np.float64)
+"""What of a replica is no whole number. lag_fraction, after_idle: see `cluster.py`. The rest is energy: what `energy.Power`
+knows of a device, and how many there are; the sums so far; power and computing share of the running step."""
+
+FAULT = _record("at_ns fails replica played pause_ns")
+"""An outage, or a repair; played: 1 once it has changed something. pause_ns: before the n-th retry of a request, in the n-th
+entry, where no outage takes part."""
 
 
 class Memory(NamedTuple):
@@ -130,19 +137,14 @@ class World(NamedTuple):
         gaps: pairs of an inter-token gap and how many tokens came after it.
         refused: requests in the order of their refusal.
         draws: uniform numbers for the router.
-        sampling: samples of the steps: the first counts their ends, the second their starts.
-        samples, sampled_prompts: a row for each of them.
+        samples, sampled_prompts: a row per sample of the steps: one counts their ends, another their starts.
         watches: rows (limit, so far, most, is a mean) of `slo.Watch`: first TTFT, then TPOT, then E2E.
-        lag_fraction, after_idle: one number each.
         keys: prefix identities of all requests.
         bits: see `REQUEST`.
         cache: prefix cache of each replica.
         sent: what a router remembers of each replica.
-        faults: rows (when, 1 for an outage and 0 for a repair, replica), in order.
-        turned: rows (when, replica, 1 for up and 0 for down) of what was played of them.
-        again: a heap of the requests that are to be sent again, by instant, then by number.
-        pauses_ns: before each retry of a request, counted from 1.
         meters: one per replica.
+        faults: in the order in which they are played.
     """
 
     run: np.ndarray
@@ -159,18 +161,13 @@ class World(NamedTuple):
     steps: np.ndarray
     refused: np.ndarray
     draws: np.ndarray
-    sampling: np.ndarray
     samples: np.ndarray
     sampled_prompts: np.ndarray
     watches: np.ndarray
-    factors: np.ndarray
+    meters: np.ndarray
     keys: np.ndarray
     bits: np.ndarray
     done: np.ndarray
     cache: Memory
     sent: Memory
     faults: np.ndarray
-    turned: np.ndarray
-    again: np.ndarray
-    pauses_ns: np.ndarray
-    meters: np.ndarray

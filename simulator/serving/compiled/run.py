@@ -199,7 +199,8 @@ class CompiledCluster:
         hashed = bool(block_tokens and workload.block_hashes)
         caching = hashed and first.prefix_cache is not None
 
-        run = np.zeros(1, dtype=records.RUN)
+        run = np.zeros(1 if power is None else 2, dtype=records.RUN)
+        run["stride"] = 1
         run["unfinished"], run["clients"], run["think_ns"] = count, workload.clients, workload.think_ns
         run["frontend_ns"], run["reply_ns"], run["settle_ns"] = frontend_ns, reply_ns, settle_ns
         run["router"], run["record_steps"], run["lag_whole"] = ROUTERS[type(router)], record_steps, int(lag_steps)
@@ -256,9 +257,8 @@ class CompiledCluster:
         if isinstance(router, routers.Random):
             draws = router.rng.random(count * tries * (2 if isinstance(router, routers.PowerOfTwo) else 1))
         remembers = hashed and isinstance(router, routers.PrefixAffinity)
-        sampling = np.zeros(1 if power is None else 2, dtype=records.SAMPLING)
-        sampling["stride"] = 1
         meters = np.zeros(replicas, dtype=records.METER)
+        meters["lag_fraction"], meters["after_idle"] = lag_steps - int(lag_steps), after_idle
         if power is not None:
             for name in ("decode_w", "prefill_w", "balance_rows"):
                 meters[name] = getattr(power, name)
@@ -280,31 +280,30 @@ class CompiledCluster:
             steps=np.zeros(STEPS if record_steps else 1, dtype=records.STEP),
             refused=np.zeros(count if outages else max(1, int(np.count_nonzero(requests["may_serve"]))), dtype=np.int64),
             draws=draws,
-            sampling=sampling,
-            samples=np.zeros((len(sampling), SAMPLED_SHAPES), dtype=records.SAMPLE),
-            sampled_prompts=np.zeros((len(sampling), SAMPLED_SHAPES, seats, 2), dtype=np.int64),
+            samples=np.zeros((len(run), SAMPLED_SHAPES), dtype=records.SAMPLE),
+            sampled_prompts=np.zeros((len(run), SAMPLED_SHAPES, seats, 2), dtype=np.int64),
             watches=watches,
-            factors=np.array([lag_steps - int(lag_steps), after_idle]),
+            meters=meters,
             keys=keys,
             bits=np.zeros(bits // 8 + 1, dtype=np.uint8),
             done=np.zeros(seats, dtype=np.int64),
             cache=new_memory(replicas, min(first.blocks.num_blocks, all_keys) + 1 if caching else 1),
             sent=new_memory(replicas, min(router.capacity_blocks, all_keys) + most_keys + 1 if remembers else 1),
-            faults=self._faults(outages),
-            turned=np.zeros((2 * len(outages), 3), dtype=np.int64),
-            again=np.zeros(count if outages else 1, dtype=np.int64),
-            pauses_ns=np.array([0] + [retries.pause_ns(n) for n in range(1, tries)] if retries else [0], dtype=np.int64),
-            meters=meters,
+            faults=self._faults(outages, [retries.pause_ns(n) for n in range(1, tries)] if retries is not None else []),
         )
         self.gaps = Gaps()
         self.steps: list[np.ndarray] = []
 
     @staticmethod
-    def _faults(outages: Sequence[Outage]) -> np.ndarray:
-        """Repairs and outages in the order in which they are played."""
+    def _faults(outages: Sequence[Outage], pauses_ns: Sequence[int]) -> np.ndarray:
+        """Repairs and outages in the order in which they are played, and the pauses of retries."""
         events = [(outage.up_ns, 0, outage.replica) for outage in outages]
         events += [(outage.down_ns, 1, outage.replica) for outage in outages]
-        return np.array([(min(when_ns, FAR >> 2), *what) for when_ns, *what in sorted(events)], dtype=np.int64).reshape(-1, 3)
+        faults = np.zeros(len(events), dtype=records.FAULT)
+        for place, (when_ns, fails, replica) in enumerate(sorted(events)):
+            faults[place]["at_ns"], faults[place]["fails"], faults[place]["replica"] = min(when_ns, FAR >> 2), fails, replica
+        faults["pause_ns"][: len(pauses_ns)] = pauses_ns
+        return faults
 
     def _may_serve(self) -> np.ndarray:
         """Which requests are refused on arrival, and by whom."""
@@ -384,7 +383,7 @@ class CompiledCluster:
         log.sample = self.sample_of(0)
         log.refused = dict(self._why(int(index)) for index in self.world.refused[: int(run["refused"][0])])
         log.gaps_ns = self.gaps.counts()  # type: ignore[assignment]
-        log.num_steps = int(self.world.sampling["steps"][0])
+        log.num_steps = int(run["num_steps"][0])
         log.gave_up = bool(run["gave_up"][0])
         if self.record_steps:
             log.steps = Steps()
@@ -408,9 +407,9 @@ class CompiledCluster:
 
     def sample_of(self, row: int) -> Sample:
         """One of the samples of the steps: 0 by their ends, 1 by their starts."""
-        sampling = self.world.sampling[row]
-        sample = Sample(stride=int(sampling["stride"]))
-        for place in range(int(sampling["kept"])):
+        counts = self.world.run[row]
+        sample = Sample(stride=int(counts["stride"]))
+        for place in range(int(counts["kept"])):
             kept = self.world.samples[row, place]
             prompts = self.world.sampled_prompts[row, place, : int(kept["prompts"])].tolist()
             shape = BatchShape(

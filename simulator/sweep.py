@@ -222,13 +222,19 @@ for process in psutil.wait_procs(left, timeout=2)[1]:
 """
 
 
-def _guard() -> subprocess.Popen[bytes]:
+def _descendants() -> set[tuple[int, float]]:
+    """Number and time of start of every process below this one."""
+    return {(child.pid, child.create_time()) for child in psutil.Process().children(recursive=True)}
+
+
+def _guard(others: set[tuple[int, float]]) -> subprocess.Popen[bytes]:
     """Start a process that ends what Ray left running here once this process is gone, however it went.
 
     Some of Ray's agents outlive a driver that is killed with -9. The guard sees its standard input close, gives them two
-    seconds, and kills those of this process's descendants, known by number and time of start, that are still there.
+    seconds, and kills those of this process's descendants, known by number and time of start, that are still there; `others`
+    were here before Ray and are none of its business.
     """
-    started = [(child.pid, child.create_time()) for child in psutil.Process().children(recursive=True)]
+    started = sorted(_descendants() - others)
     return subprocess.Popen([sys.executable, "-c", _GUARD, json.dumps(started)], stdin=subprocess.PIPE, start_new_session=True)
 
 
@@ -259,6 +265,7 @@ class OnRay:
                 why = " ".join(str(error).split())[:160]
                 raise InputError("RAY_ADDRESS", "address", address, f"cannot be reached: {why}") from None
         elif self.own:
+            others = _descendants()
             ray.init(
                 address="local",
                 num_cpus=workers,
@@ -266,7 +273,7 @@ class OnRay:
                 object_store_memory=256 * 2**20,
                 **quiet,
             )
-            self.guard = _guard()
+            self.guard = _guard(others)
         self.context = ray.put(context)
         self.workers = max(1, int(ray.cluster_resources().get("CPU", workers)))
 

@@ -28,7 +28,7 @@ MOST_REQUESTS = 20_000_000
 def quantile_table(mean: float, percentiles: np.ndarray) -> np.ndarray:
     """Lengths at 0, the percentiles and 1, whose straight lines have this mean where a maximum can give it.
 
-    >>> quantile_table(20.0, np.array([10.0, 10, 10, 10, 10, 10, 10, 10]))[-1]
+    >>> float(quantile_table(20.0, np.array([10.0, 10, 10, 10, 10, 10, 10, 10]))[-1])
     500.0
     """
     at = np.array([0.0, *PERCENTILES, 100.0]) / 100

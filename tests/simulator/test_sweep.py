@@ -40,6 +40,7 @@ def square(context, task):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have had it ignored in what it runs aside
     from llmlab.simulator.sweep import sweep
 
     import sweep_work  # by its importable name, so that workers find it

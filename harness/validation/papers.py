@@ -190,7 +190,7 @@ def sarathi() -> list[Finding]:
     """Chunked prefill under a limit on the time between tokens: capacity against prefill-first batching."""
     base = Deployment(
         "mistralai/Mistral-7B-v0.1", "a100", 1, max_num_seqs=128, max_num_batched_tokens=512, prefix_caching=False,
-        engine="vllm-v0", max_model_tokens=0,
+        scheduler="chunked_prefill", engine="vllm-v0", max_model_tokens=0,
     )  # fmt: skip
     first = replace(base, scheduler="continuous_batching", max_num_batched_tokens=8192)
     make = _lognormal(400, 1730, 415, 3, prompt_cv=0.9, output_cv=0.5)  # openchat_sharegpt4's means
@@ -412,8 +412,8 @@ def validate_papers(ids: Sequence[str] = (), progress: Progress | None = None) -
                 "paper": paper.title,
                 "comparison": found.comparison,
                 "stated": found.stated,
-                "obtained": round(found.obtained, 3),
-                "holds": found.holds,
+                "obtained": round(float(found.obtained), 3),
+                "holds": bool(found.holds),
                 "source": paper.source,
             }
             for found in paper.run()

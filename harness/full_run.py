@@ -58,6 +58,13 @@ LOAD_NAMES = {
     "closed_loop_concurrency_disagg": "closed loop, disaggregated",
 }
 
+EXACT_LOADS = {
+    "offline_batch": "offline, given requests",
+    "burst_all_at_once": "burst",
+    "offline_max_throughput": "offline, maximum",
+}
+"""Where one word for three loads would hide which is meant."""
+
 
 @dataclass
 class Times:
@@ -307,7 +314,7 @@ def published_tables(result: Mapping[str, Any]) -> Section:
     left_out = {(line["load_mode"], line["metric"]): line for line in counts.get("left_out", ())}
     metrics = [
         line
-        | {"load": LOAD_NAMES.get(line["load_mode"], line["load_mode"])}
+        | {"load": (LOAD_NAMES | EXACT_LOADS).get(line["load_mode"], line["load_mode"])}
         | {
             name: left_out.get((line["load_mode"], line["metric"]), {}).get(name)
             for name in ("without_own_source", "without_own_model", "without_own_device")

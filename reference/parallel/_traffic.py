@@ -72,6 +72,4 @@ def same_shapes(parts: list[np.ndarray]) -> None:
         raise ValueError("need at least one rank")
     for rank, part in enumerate(parts):
         if part.shape != parts[0].shape or part.dtype != parts[0].dtype:
-            raise ValueError(
-                f"rank {rank} holds {part.dtype}{list(part.shape)}, rank 0 {parts[0].dtype}{list(parts[0].shape)}"
-            )
+            raise ValueError(f"rank {rank} holds {part.dtype}{list(part.shape)}, rank 0 {parts[0].dtype}{list(parts[0].shape)}")

@@ -10,8 +10,6 @@ Steps with the same number of decoding requests, in bins, are one row; its figur
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import re
 from dataclasses import dataclass, field
@@ -23,7 +21,7 @@ import numpy as np
 
 from llmlab.harness.validation.perrequest import settings_of
 from llmlab.harness.validation.resolve import Unsimulated, resolve_device, resolve_engine, resolve_model
-from llmlab.harness.validation.rows import MeasuredRow, decoded
+from llmlab.harness.validation.rows import MeasuredRow, numbered_lines
 from llmlab.reference.errors import InputError
 from llmlab.simulator.cost.engine import EngineModel, load_engine
 
@@ -73,33 +71,20 @@ def read_steps(path: str | Path) -> dict[str, np.ndarray]:
         InputError: unreadable, a required column missing, or a cell that is no number.
     """
     path = Path(path)
-    try:
-        lines = list(csv.reader(io.StringIO(decoded(path)), strict=True))
-    except csv.Error as error:
-        raise InputError(path, "", path.name, f"not a CSV file: {error}") from None
-    header = [name.strip() for name in lines[0]] if lines else []
-    for column in REQUIRED:
-        if column not in header:
-            raise InputError(path, column, "", "column is missing")
-    place = {column: header.index(column) for column in REQUIRED}
     found: dict[str, list[list[float]]] = {}
-    for number, cells in enumerate(lines[1:], start=2):
-        if not any(cell.strip() for cell in cells):
-            continue
-        if len(cells) != len(header):
-            raise InputError(path, "", f"{len(cells)} cells", f"the header has {len(header)} columns (line {number})")
-        experiment = cells[place["experiment_id"]].strip()
+    for number, row in numbered_lines(path, REQUIRED):
+        experiment = row["experiment_id"]
         found.setdefault(experiment, [])
-        if not cells[place["cycle_us"]].strip():
+        if not row["cycle_us"]:
             continue
         values = []
         for column in REQUIRED[1:]:
             try:
-                value = float(cells[place[column]])
+                value = float(row[column])
             except ValueError:
-                raise InputError(path, column, cells[place[column]], f"is not a number (line {number})") from None
+                raise InputError(path, column, row[column], f"is not a number (line {number})") from None
             if not 0 <= value < math.inf:
-                raise InputError(path, column, cells[place[column]], f"must be finite and not negative (line {number})")
+                raise InputError(path, column, row[column], f"must be finite and not negative (line {number})")
             values.append(value)
         found[experiment].append(values)
     if not found:

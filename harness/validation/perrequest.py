@@ -11,8 +11,6 @@ engine and its cache, so they are simulated together and scored apart.
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import re
 import zlib
@@ -33,7 +31,7 @@ from llmlab.harness.validation.resolve import (
     resolve_model,
     resolve_weight_dtype,
 )
-from llmlab.harness.validation.rows import MeasuredRow, decoded
+from llmlab.harness.validation.rows import MeasuredRow, numbered_lines
 from llmlab.reference.errors import InputError
 from llmlab.simulator.cost.engine import EngineModel, load_engine
 from llmlab.simulator.workload import synthetic
@@ -197,23 +195,10 @@ def read_runs(path: str | Path) -> list[Run]:
         InputError: unreadable, a required column missing, or a cell that is not what its column is for.
     """
     path = Path(path)
-    try:
-        lines = list(csv.reader(io.StringIO(decoded(path)), strict=True))
-    except csv.Error as error:
-        raise InputError(path, "", path.name, f"not a CSV file: {error}") from None
-    header = [name.strip() for name in lines[0]] if lines else []
-    for column in REQUIRED:
-        if column not in header:
-            raise InputError(path, column, "", "column is missing")
-    if not {"e2e_ms", "decode_ms"} & set(header):
-        raise InputError(path, "e2e_ms", "", "column is missing (nor is there decode_ms)")
     groups: dict[str, list[tuple[int, dict[str, str]]]] = {}
-    for number, cells in enumerate(lines[1:], start=2):
-        if not any(cell.strip() for cell in cells):
-            continue
-        if len(cells) != len(header):
-            raise InputError(path, "", f"{len(cells)} cells", f"the header has {len(header)} columns (line {number})")
-        row = dict(zip(header, (cell.strip() for cell in cells)))
+    for number, row in numbered_lines(path, REQUIRED):
+        if not {"e2e_ms", "decode_ms"} & row.keys():
+            raise InputError(path, "e2e_ms", "", "column is missing (nor is there decode_ms)")
         name = "|".join(row[column] for column in NAMES if row.get(column))
         groups.setdefault(name or path.name, []).append((number, row))
     if not groups:

@@ -14,7 +14,7 @@ import io
 import math
 import re
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -206,13 +206,18 @@ def _row(path: Path, line: int, cells: Mapping[str, str]) -> MeasuredRow:
     )
 
 
-def _lines(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+def numbered_lines(path: Path, required: Sequence[str] = REQUIRED) -> Iterator[tuple[int, dict[str, str]]]:
+    """Each line of a CSV file that holds anything, by its number, as column -> cell without spaces around it.
+
+    Raises:
+        InputError: unreadable, no CSV, without a header, a required column missing, a column twice, or a ragged line.
+    """
     reader = csv.reader(io.StringIO(decoded(path)), strict=True)
     try:
         header = [name.strip() for name in next(reader, [])]
         if not any(header):
             raise InputError(path, "", str(path), "is empty: a header line and rows were expected")
-        for column in REQUIRED:
+        for column in required:
             if column not in header:
                 raise InputError(path, column, "", f"column is missing; the header has {', '.join(header[:6])}, ...")
         repeated = next((name for name in header if header.count(name) > 1), None)
@@ -240,7 +245,7 @@ def read_rows(path: str | Path) -> list[MeasuredRow]:
     path = Path(path)
     rows: list[MeasuredRow] = []
     seen: dict[str, int] = {}
-    for line, cells in _lines(path):
+    for line, cells in numbered_lines(path):
         row = _row(path, line, cells)
         if row.row_id in seen:
             raise InputError(path, "row_id", row.row_id, f"appears on lines {seen[row.row_id]} and {line}")

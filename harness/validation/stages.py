@@ -14,14 +14,12 @@ What was found about such runs decides what counts (see `not_scored` and `left_o
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from llmlab.harness.validation.rows import MeasuredRow, decoded
+from llmlab.harness.validation.rows import MeasuredRow, numbered_lines
 from llmlab.reference.errors import InputError
 
 REQUIRED = ("experiment", "stage", "metric", "value")
@@ -77,22 +75,9 @@ def read_stages(path: str | Path) -> list[MeasuredRow]:
         InputError: unreadable, a required column missing, or a value that is no number.
     """
     path = Path(path)
-    try:
-        lines = list(csv.reader(io.StringIO(decoded(path)), strict=True))
-    except csv.Error as error:
-        raise InputError(path, "", path.name, f"not a CSV file: {error}") from None
-    header = [name.strip() for name in lines[0]] if lines else []
-    for column in REQUIRED:
-        if column not in header:
-            raise InputError(path, column, "", "column is missing")
     measured: dict[tuple[str, str, str], dict[str, float]] = {}
     first: dict[tuple[str, str, str], tuple[int, dict[str, str]]] = {}
-    for number, cells in enumerate(lines[1:], start=2):
-        if not any(cell.strip() for cell in cells):
-            continue
-        if len(cells) != len(header):
-            raise InputError(path, "", f"{len(cells)} cells", f"the header has {len(header)} columns (line {number})")
-        row = dict(zip(header, (cell.strip() for cell in cells)))
+    for number, row in numbered_lines(path, REQUIRED):
         key = (row.get("source_set", ""), row["experiment"], row["stage"])
         first.setdefault(key, (number, row))
         column = _METRICS.get(row["metric"], "")

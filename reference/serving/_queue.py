@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -231,6 +231,26 @@ def replay(scheduler: Scheduler, requests: Sequence[Mapping[str, Any]], *, block
         )
         step += 1
     return log
+
+
+def play(
+    make: Callable[..., Scheduler],
+    requests: Sequence[Mapping[str, Any]],
+    *,
+    num_blocks: int,
+    block_tokens: int,
+    prefix_caching: bool,
+    num_host_blocks: int = 0,
+    **limits: Any,
+) -> list[tuple[Any, ...]]:
+    """Make a scheduler over a new pool of blocks, with a prefix cache where asked for, and `replay` requests on it.
+
+    Raises:
+        ValueError: a limit is out of range.
+    """
+    blocks = KVBlocks(num_blocks, block_tokens, num_host_blocks=num_host_blocks)
+    scheduler = make(blocks, prefix_cache=PrefixCache(blocks) if prefix_caching else None, **limits)
+    return replay(scheduler, requests, block_tokens=block_tokens)
 
 
 def example(rng: np.random.Generator) -> dict[str, Any]:

@@ -130,15 +130,16 @@ def chunked_prefill(
     Raises:
         ValueError: a limit is out of range.
     """
-    blocks = KVBlocks(num_blocks, block_tokens)
-    scheduler = ChunkedPrefill(
-        blocks,
+    return _queue.play(
+        ChunkedPrefill,
+        requests,
+        num_blocks=num_blocks,
+        block_tokens=block_tokens,
+        prefix_caching=prefix_caching,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
-        prefix_cache=PrefixCache(blocks) if prefix_caching else None,
         max_chunk_tokens=max_chunk_tokens,
     )
-    return _queue.replay(scheduler, requests, block_tokens=block_tokens)
 
 
 CHUNKED_PREFILL = Procedure(

@@ -124,14 +124,15 @@ def continuous_batching(
     Raises:
         ValueError: a limit is out of range.
     """
-    blocks = KVBlocks(num_blocks, block_tokens)
-    scheduler = ContinuousBatching(
-        blocks,
+    return _queue.play(
+        ContinuousBatching,
+        requests,
+        num_blocks=num_blocks,
+        block_tokens=block_tokens,
+        prefix_caching=prefix_caching,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
-        prefix_cache=PrefixCache(blocks) if prefix_caching else None,
     )
-    return _queue.replay(scheduler, requests, block_tokens=block_tokens)
 
 
 CONTINUOUS_BATCHING = Procedure(

@@ -186,14 +186,15 @@ def fairness(
     """
     if policy not in POLICIES:
         raise ValueError(f"{policy=} is none of {', '.join(POLICIES)}")
-    blocks = KVBlocks(num_blocks, block_tokens)
-    scheduler = POLICIES[policy](
-        blocks,
+    return _queue.play(
+        POLICIES[policy],
+        requests,
+        num_blocks=num_blocks,
+        block_tokens=block_tokens,
+        prefix_caching=prefix_caching,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
-        prefix_cache=PrefixCache(blocks) if prefix_caching else None,
     )
-    return _queue.replay(scheduler, requests, block_tokens=block_tokens)
 
 
 def example(rng: np.random.Generator) -> dict[str, Any]:

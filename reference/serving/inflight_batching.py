@@ -18,8 +18,6 @@ from llmlab.reference.serving import _queue
 from llmlab.reference.serving._request import Request
 from llmlab.reference.serving.chunked_prefill import ChunkedPrefill
 from llmlab.reference.serving.continuous_batching import ContinuousBatching
-from llmlab.reference.serving.kv_blocks import KVBlocks
-from llmlab.reference.serving.prefix_cache import PrefixCache
 
 
 class Promises(_queue.Queue):
@@ -44,6 +42,7 @@ class GuaranteedNoEvict(Promises, ChunkedPrefill):
     Raises:
         ValueError: a limit is out of range; from `add`, a request that can never fit.
 
+    >>> from llmlab.reference.serving.kv_blocks import KVBlocks
     >>> scheduler = GuaranteedNoEvict(KVBlocks(4, 4), max_num_seqs=2, max_num_batched_tokens=16)
     >>> for index in range(2):
     ...     scheduler.add(Request(index, prompt_tokens=4, output_tokens=5))
@@ -75,15 +74,16 @@ def inflight_batching(
     Raises:
         ValueError: a limit is out of range.
     """
-    blocks = KVBlocks(num_blocks, block_tokens)
     policy = GuaranteedNoEvict if chunked else GuaranteedPrefillFirst
-    scheduler = policy(
-        blocks,
+    return _queue.play(
+        policy,
+        requests,
+        num_blocks=num_blocks,
+        block_tokens=block_tokens,
+        prefix_caching=prefix_caching,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
-        prefix_cache=PrefixCache(blocks) if prefix_caching else None,
     )
-    return _queue.replay(scheduler, requests, block_tokens=block_tokens)
 
 
 def example(rng: np.random.Generator) -> dict[str, Any]:

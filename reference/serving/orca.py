@@ -13,8 +13,6 @@ from typing import Any
 from llmlab.reference.op import Procedure
 from llmlab.reference.serving import _queue
 from llmlab.reference.serving._request import Batch, Request, Slice
-from llmlab.reference.serving.kv_blocks import KVBlocks
-from llmlab.reference.serving.prefix_cache import PrefixCache
 
 
 class Orca(_queue.Queue):
@@ -30,6 +28,7 @@ class Orca(_queue.Queue):
     Raises:
         ValueError: a limit is out of range; from `add`, a request that can never fit.
 
+    >>> from llmlab.reference.serving.kv_blocks import KVBlocks
     >>> blocks = KVBlocks(8, 1); scheduler = Orca(blocks, max_num_seqs=2, max_num_batched_tokens=16)
     >>> scheduler.add(Request(0, prompt_tokens=3, output_tokens=4))
     >>> scheduler.schedule().prefill, blocks.free_blocks  # 3 + 4 - 1 slots are taken at once
@@ -81,14 +80,15 @@ def orca(
     Raises:
         ValueError: a limit is out of range.
     """
-    blocks = KVBlocks(num_blocks, block_tokens)
-    scheduler = Orca(
-        blocks,
+    return _queue.play(
+        Orca,
+        requests,
+        num_blocks=num_blocks,
+        block_tokens=block_tokens,
+        prefix_caching=prefix_caching,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
-        prefix_cache=PrefixCache(blocks) if prefix_caching else None,
     )
-    return _queue.replay(scheduler, requests, block_tokens=block_tokens)
 
 
 ORCA = Procedure(

@@ -167,17 +167,18 @@ def speculative(
     Raises:
         ValueError: a limit is out of range.
     """
-    blocks = KVBlocks(num_blocks, block_tokens)
-    scheduler = SpeculativeDecoding(
-        blocks,
+    return _queue.play(
+        SpeculativeDecoding,
+        requests,
+        num_blocks=num_blocks,
+        block_tokens=block_tokens,
+        prefix_caching=prefix_caching,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
-        prefix_cache=PrefixCache(blocks) if prefix_caching else None,
         num_drafts=num_drafts,
         acceptance=acceptance,
         seed=seed,
     )
-    return _queue.replay(scheduler, requests, block_tokens=block_tokens)
 
 
 def example(rng: np.random.Generator) -> dict[str, Any]:

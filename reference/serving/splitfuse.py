@@ -13,8 +13,6 @@ from typing import Any
 from llmlab.reference.op import Procedure
 from llmlab.reference.serving import _queue
 from llmlab.reference.serving._request import Batch, Request, Slice
-from llmlab.reference.serving.kv_blocks import KVBlocks
-from llmlab.reference.serving.prefix_cache import PrefixCache
 
 
 class SplitFuse(_queue.Queue):
@@ -30,6 +28,7 @@ class SplitFuse(_queue.Queue):
     Raises:
         ValueError: a limit is out of range; from `add`, a request that can never fit.
 
+    >>> from llmlab.reference.serving.kv_blocks import KVBlocks
     >>> scheduler = SplitFuse(KVBlocks(8, 4), max_num_seqs=4, max_num_batched_tokens=6)
     >>> for index, prompt in enumerate((4, 5)):
     ...     scheduler.add(Request(index, prompt_tokens=prompt, output_tokens=1))
@@ -90,14 +89,15 @@ def splitfuse(
     Raises:
         ValueError: a limit is out of range.
     """
-    blocks = KVBlocks(num_blocks, block_tokens)
-    scheduler = SplitFuse(
-        blocks,
+    return _queue.play(
+        SplitFuse,
+        requests,
+        num_blocks=num_blocks,
+        block_tokens=block_tokens,
+        prefix_caching=prefix_caching,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
-        prefix_cache=PrefixCache(blocks) if prefix_caching else None,
     )
-    return _queue.replay(scheduler, requests, block_tokens=block_tokens)
 
 
 SPLITFUSE = Procedure(

@@ -15,8 +15,6 @@ from llmlab.reference.op import Procedure
 from llmlab.reference.serving import _queue
 from llmlab.reference.serving._request import Batch, Request, Slice
 from llmlab.reference.serving.continuous_batching import ContinuousBatching
-from llmlab.reference.serving.kv_blocks import KVBlocks
-from llmlab.reference.serving.prefix_cache import PrefixCache
 
 
 class Swapping(ContinuousBatching):
@@ -29,6 +27,7 @@ class Swapping(ContinuousBatching):
     Raises:
         ValueError: a limit is out of range; from `add`, a request that can never fit.
 
+    >>> from llmlab.reference.serving.kv_blocks import KVBlocks
     >>> scheduler = Swapping(KVBlocks(4, 1, num_host_blocks=4), max_num_seqs=2, max_num_batched_tokens=8)
     >>> for index in range(2):
     ...     scheduler.add(Request(index, prompt_tokens=2, output_tokens=3))
@@ -106,14 +105,16 @@ def swapping(
     Raises:
         ValueError: a limit is out of range.
     """
-    blocks = KVBlocks(num_blocks, block_tokens, num_host_blocks=num_host_blocks)
-    scheduler = Swapping(
-        blocks,
+    return _queue.play(
+        Swapping,
+        requests,
+        num_blocks=num_blocks,
+        block_tokens=block_tokens,
+        num_host_blocks=num_host_blocks,
+        prefix_caching=prefix_caching,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
-        prefix_cache=PrefixCache(blocks) if prefix_caching else None,
     )
-    return _queue.replay(scheduler, requests, block_tokens=block_tokens)
 
 
 def example(rng: np.random.Generator) -> dict[str, Any]:

@@ -125,15 +125,16 @@ def token_attention(
     Raises:
         ValueError: a limit is out of range.
     """
-    blocks = KVBlocks(num_blocks, block_tokens)
-    scheduler = TokenAttention(
-        blocks,
+    return _queue.play(
+        TokenAttention,
+        requests,
+        num_blocks=num_blocks,
+        block_tokens=block_tokens,
+        prefix_caching=prefix_caching,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
-        prefix_cache=PrefixCache(blocks) if prefix_caching else None,
         max_wait_steps=max_wait_steps,
     )
-    return _queue.replay(scheduler, requests, block_tokens=block_tokens)
 
 
 def example(rng: np.random.Generator) -> dict[str, Any]:

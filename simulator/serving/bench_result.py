@@ -15,37 +15,31 @@ import numpy as np
 
 from llmlab.reference.errors import InputError
 from llmlab.reference.files import write_atomic
+from llmlab.simulator.serving.metrics import statistics, weighted_statistics
 from llmlab.simulator.serving.simulate import SimulationResult
 from llmlab.simulator.serving.slo import Slo
+from llmlab.simulator.workload.workload import NANOSECONDS
 
 RESULT_ENDING = ".json"
 
 
-def _statistics(name: str, seconds: np.ndarray, weights: np.ndarray | None = None) -> dict[str, float]:
-    """mean, median, standard deviation and percentiles in milliseconds, 0 where there is nothing (as the tool writes)."""
-    values = seconds * 1e3
-    if not len(values):
-        return {f"{kind}_{name}_ms": 0.0 for kind in ("mean", "median", "std", "p50", "p90", "p95", "p99")}
-    if weights is None:
-        weights = np.ones(len(values), dtype=np.int64)
-    order = np.argsort(values, kind="stable")
-    values, weights = values[order], weights[order]
-    ends = np.cumsum(weights)
-    mean = float(np.average(values, weights=weights))
+def _milliseconds(name: str, found: Mapping[str, float | None], std_s: float) -> dict[str, float]:
+    """Statistics in seconds as the tool names them; 0 where there is nothing, as it writes."""
+    kinds = {"mean": "mean", "median": "p50", "p50": "p50", "p90": "p90", "p95": "p95", "p99": "p99"}
+    return {f"{kind}_{name}_ms": 1e3 * (found[key] or 0.0) for kind, key in kinds.items()} | {f"std_{name}_ms": 1e3 * std_s}
 
-    def percentile(p: float) -> float:
-        """Linear between order statistics, as numpy.percentile of the repeated values."""
-        place = p / 100 * (ends[-1] - 1)
-        low = values[np.searchsorted(ends, np.floor(place), side="right")]
-        high = values[np.searchsorted(ends, np.ceil(place), side="right")]
-        return float(low + (high - low) * (place - np.floor(place)))
 
-    return {
-        f"mean_{name}_ms": mean,
-        f"median_{name}_ms": percentile(50),
-        f"std_{name}_ms": float(np.sqrt(np.average((values - mean) ** 2, weights=weights))),
-        **{f"p{p}_{name}_ms": percentile(p) for p in (50, 90, 95, 99)},
-    }
+def _latencies(name: str, seconds: np.ndarray) -> dict[str, float]:
+    return _milliseconds(name, statistics(seconds), float(seconds.std()) if len(seconds) else 0.0)
+
+
+def _gaps(gaps_ns: Mapping[int, int]) -> dict[str, float]:
+    std_s = 0.0
+    if gaps_ns:
+        seconds, times = np.array(list(gaps_ns), dtype=float) / NANOSECONDS, np.array(list(gaps_ns.values()))
+        mean_s = np.average(seconds, weights=times)
+        std_s = float(np.sqrt(np.average((seconds - mean_s) ** 2, weights=times)))
+    return _milliseconds("itl", weighted_statistics(gaps_ns), std_s)
 
 
 def bench_result(result: SimulationResult, slo: Slo | None = None) -> dict[str, Any]:
@@ -56,8 +50,6 @@ def bench_result(result: SimulationResult, slo: Slo | None = None) -> dict[str, 
     ends = (start + table["e2e_s"])[done]
     duration = float(ends.max() - start.min()) if done.any() else 0.0
     prompts, outputs = table["prompt_tokens"][done], table["output_tokens"][done]
-    gaps: Mapping[int, int] = result.log.gaps_ns
-    gap_s = np.array(list(gaps), dtype=float) / 1e9
     good = result.metrics(slo)["goodput_requests_per_s"] if slo is not None else None
     per_s = 1.0 / duration if duration else 0.0
     open_loop = not workload.clients and workload.rate_per_s
@@ -81,10 +73,10 @@ def bench_result(result: SimulationResult, slo: Slo | None = None) -> dict[str, 
         "request_goodput": good,
         "output_throughput": int(outputs.sum()) * per_s,
         "total_token_throughput": int(outputs.sum() + prompts.sum()) * per_s,
-        **_statistics("ttft", table["ttft_s"][done]),
-        **_statistics("tpot", table["tpot_s"][np.isfinite(table["tpot_s"])]),
-        **_statistics("itl", gap_s, np.array(list(gaps.values()), dtype=np.int64)),
-        **_statistics("e2el", table["e2e_s"][done]),
+        **_latencies("ttft", table["ttft_s"][done]),
+        **_latencies("tpot", table["tpot_s"][np.isfinite(table["tpot_s"])]),
+        **_gaps(result.log.gaps_ns),
+        **_latencies("e2el", table["e2e_s"][done]),
         "input_lens": table["prompt_tokens"].tolist(),
         "output_lens": np.where(done, table["output_tokens"], 0).tolist(),
         "ttfts": np.where(np.isfinite(table["ttft_s"]), table["ttft_s"], 0.0).tolist(),

@@ -555,6 +555,10 @@ def simulate_train_command(
     precision: Annotated[str, typer.Option(help="bfloat16, float16, fp8 or float32.")] = "bfloat16",
     offload: Annotated[bool, typer.Option("--offload", help="Optimizer state in host memory.")] = False,
     replay: Annotated[bool, typer.Option("--replay", help="Replay the schedule action by action.")] = False,
+    topology: Annotated[
+        Path | None, typer.Option(help="Nodes and links (YAML): collectives of all groups run on it at once.")
+    ] = None,
+    protocols: Annotated[str, typer.Option(help="On a topology: ideal, nccl-ampere or nccl-hopper.")] = "ideal",
     failure_gpu_hours: Annotated[
         float | None, typer.Option(help="Mean hours between failures of one device: adds the goodput of a long run.")
     ] = None,
@@ -565,8 +569,10 @@ def simulate_train_command(
     """Predict one training step: seconds, where each goes, tokens per second, MFU, memory of the fullest rank."""
     from llmlab.simulator.model.description import load_model
     from llmlab.simulator.training.failures import long_run
+    from llmlab.simulator.training.network import TopologyNetwork
     from llmlab.simulator.training.plan import dp_of, plan_of
     from llmlab.simulator.training.step import predict_step, tables
+    from llmlab.simulator.training.topology import read_topology
 
     plan = plan_of(
         framework,
@@ -586,7 +592,8 @@ def simulate_train_command(
         offload=offload,
     )
     described = load_model(model)
-    step = predict_step(described, plan, gpu, replayed=replay)
+    network = TopologyNetwork.on(read_topology(topology), plan.gpus, protocols) if topology is not None else None
+    step = predict_step(described, plan, gpu, network=network, replayed=replay)
     settings = {"checkpoint_bytes_per_s": checkpoint_bytes_per_s, "restart_s": restart_s}
     hours = failure_gpu_hours
     run = long_run(described.parameters, gpus, gpu_hours_apart=hours, **settings) if hours is not None else None
@@ -594,6 +601,57 @@ def simulate_train_command(
         emit(step.to_json() | ({"long_run": run} if run else {}))
     else:
         for title, rows in [*tables(step), *([("A long run with failures", [run])] if run else [])]:
+            show(title, rows)
+
+
+@simulate_app.command("network")
+def simulate_network_command(
+    topology: Annotated[Path, typer.Option(help="Nodes, links and how they are joined (YAML).")],
+    collective: Annotated[str, typer.Option(help="all_reduce, reduce_scatter, all_gather, broadcast, all_to_all or send.")],
+    size: Annotated[float, typer.Option("--bytes", help="Bytes of the whole array of one group.")],
+    ranks: Annotated[str, typer.Option(help="Devices: a count, a range 0-15, a list 0,8,16, or all.")] = "all",
+    groups: Annotated[int, typer.Option(min=1, help="Equal parts of the ranks that run the same at the same time.")] = 1,
+    layout: Annotated[str, typer.Option(help="Groups of consecutive ranks, or strided.")] = "consecutive",
+    algorithm: Annotated[str, typer.Option(help="ring, tree, double_binary_tree, ...; the quickest predicted.")] = "auto",
+    protocols: Annotated[str, typer.Option(help="ideal, nccl-ampere or nccl-hopper.")] = "ideal",
+    slow_link: Annotated[str | None, typer.Option(help="FROM>TO=FACTOR: this link is so many times slower.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw who sends and how full links are (.png, .svg, .pdf).")] = None,
+    trace: Annotated[Path | None, typer.Option(help="Write the flows for Perfetto (.json or .json.gz).")] = None,
+    json_output: Json = False,
+) -> None:
+    """Run a collective on a topology whose links are shared: seconds beside the closed form, algorithms, busiest links."""
+    from llmlab.reports.network_figure import save_network
+    from llmlab.reports.pipeline_figure import check_picture
+    from llmlab.simulator.training.programs import parse_ranks, run_collective, tables
+    from llmlab.simulator.training.topology import read_topology
+    from llmlab.simulator.training.tracing import check_trace, write_trace
+
+    if plot is not None:
+        check_picture(plot)
+    if trace is not None:
+        check_trace(trace)
+    links = read_topology(topology)
+    if slow_link is not None:
+        links = links.slowed_by(slow_link)
+    done, figures = run_collective(
+        links,
+        collective,
+        size,
+        parse_ranks(links, ranks),
+        groups=groups,
+        layout=layout,
+        algorithm=algorithm,
+        protocols=protocols,
+        record=plot is not None,
+    )
+    if trace is not None:
+        write_trace(trace, done.trace_events())
+    if plot is not None:
+        save_network(done, f"{collective} by {figures['algorithm']} on {links.name}", plot)
+    if json_output:
+        emit(figures)
+    else:
+        for title, rows in tables(figures):
             show(title, rows)
 
 

@@ -9,9 +9,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+from llmlab.reference.errors import InputError
 from llmlab.simulator.hardware.device import Device, links
 from llmlab.simulator.training.plan import ParallelPlan
+
+if TYPE_CHECKING:
+    from llmlab.simulator.training.topology import Topology
 
 INSIDE_EFFICIENCY = 0.78
 """Part of the node link's peak that rings reach: 230 to 240 of 300 GB/s in published A100 all-reduces among 4 and 8 devices."""
@@ -109,3 +114,55 @@ class Strides:
         Strides(tp=1, cp=8, dp=8, pp=16)
         """
         return cls(1, plan.tp, plan.tp * plan.cp, plan.tp * plan.cp * plan.dp)
+
+
+@dataclass(frozen=True)
+class TopologyNetwork(Network):
+    """The same questions answered by running all groups of a plan at once on a topology whose links they share.
+
+    Attributes:
+        topology: a `topology.Topology`.
+        devices: of the plan, ranks in the order of devices.
+        protocols: what messages are sent with.
+    """
+
+    topology: Any = None
+    devices: int = 0
+    protocols: str = "ideal"
+
+    @classmethod
+    def on(cls, topology: Topology, devices: int, protocols: str = "ideal") -> TopologyNetwork:
+        """The network a plan of so many devices finds on a topology.
+
+        Raises:
+            InputError: the topology has fewer devices, or no such protocols.
+        """
+        from llmlab.simulator.training.programs import protocols_of
+
+        protocols_of(protocols)
+        if topology.devices < devices:
+            raise InputError(topology.name, "nodes", topology.devices, f"the plan needs {devices} devices")
+        return cls(topology.node_devices, math.inf, math.inf, 0.0, 0.0, topology, devices, protocols)
+
+    def _run(self, collective: str, size: float, ranks: int, stride: int) -> float:
+        from llmlab.simulator.training.programs import concurrent_s
+
+        if ranks <= 1 or size <= 0:
+            return 0.0
+        return concurrent_s(self.topology, collective, float(size), self.devices, ranks, stride, self.protocols)
+
+    def reduce_scatter_s(self, size: float, ranks: int, stride: int = 1) -> float:
+        """Reduce-scatter (or all-gather) of every group at once."""
+        return self._run("reduce_scatter", size, ranks, stride)
+
+    def all_reduce_s(self, size: float, ranks: int, stride: int = 1) -> float:
+        """All-reduce of every group at once."""
+        return self._run("all_reduce", size, ranks, stride)
+
+    def all_to_all_s(self, size: float, ranks: int, stride: int = 1) -> float:
+        """All-to-all of every group at once."""
+        return self._run("all_to_all", size, ranks, stride)
+
+    def send_s(self, size: float, stride: int) -> float:
+        """Every rank but the last ones sends to the rank `stride` further at once."""
+        return self._run("send", size, 2, stride)

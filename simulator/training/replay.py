@@ -7,8 +7,6 @@ queue. Nothing is random, so the earliest start is the longest path that leads t
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -19,11 +17,9 @@ import numpy as np
 from numba import njit
 
 from llmlab.reference.errors import InputError
-from llmlab.reference.files import write_atomic
 from llmlab.reference.parallel._orders import bubble_time, make_schedule, peak_of, zb_auto
 from llmlab.reference.parallel._schedule import KINDS, Action, Schedule
-
-TRACE_ENDINGS = (".json", ".json.gz")
+from llmlab.simulator.training.tracing import write_trace
 
 
 @dataclass(frozen=True)
@@ -171,12 +167,7 @@ class Timeline:
         Raises:
             InputError: another ending.
         """
-        path = Path(path)
-        if not path.name.endswith(TRACE_ENDINGS):
-            raise InputError(path, "file name", path.name, f"must end in {' or '.join(TRACE_ENDINGS)}")
-        events = ",\n".join(json.dumps(event, separators=(",", ":")) for event in self.trace_events())
-        text = '{"displayTimeUnit":"ms","traceEvents":[\n' + events + "\n]}\n"
-        return write_atomic(path, gzip.compress(text.encode(), mtime=0) if path.suffix == ".gz" else text)
+        return write_trace(path, self.trace_events())
 
 
 def replay(schedule: Schedule, durations: Durations, *, loop: str = "compiled") -> Timeline:

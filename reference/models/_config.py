@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -411,6 +411,18 @@ class Fields:
         if not isinstance(value, str):
             raise InputError(self.where, field, value, "must be a string")
         return value
+
+    def choice(self, field: str, known: Sequence[str], default: Any = _absent) -> str:
+        """One of the known names."""
+        value = self.text(field, default)
+        if value not in known:
+            raise InputError(self.where, field, value, f"is none of {', '.join(known)}")
+        return str(value)
+
+    def divides(self, field: str, whole: int, part: int) -> None:
+        """Refuse a size that cannot be cut into equal heads."""
+        if whole % part:
+            raise InputError(self.where, field, whole, f"must be a multiple of {part} attention heads")
 
     def ids(self, field: str, vocab_size: int) -> tuple[int, ...]:
         """One token id or a list of them; null is none."""

@@ -5,7 +5,6 @@ A piece seen before costs one hash of its bytes; a new short one is merged by sc
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -15,18 +14,13 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numba import njit
 
+from llmlab.kernels.tokenizers._merging_numba import LONGEST_KEPT, SCANNED, find, merge, pair_table, remember, word_memory
 from llmlab.kernels.twin import twin
 from llmlab.reference.tokenizers._byte_level import GPT2, LLAMA3, QWEN2, compiled
 from llmlab.reference.tokenizers.byte_bpe import BYTE_BPE, Vocabulary, encode, parts
 
 OTHER, LETTER, NUMBER, SPACE, NEWLINE = range(5)
 RULES = {GPT2: 0, LLAMA3: 1, QWEN2: 2}
-LONGEST_KEPT = 64
-"""Bytes of a piece that is remembered."""
-SCANNED = 96
-"""Bytes of a piece up to which a scan for the lowest rank beats a heap."""
-WORDS, WORD_BYTES = 1 << 17, 1 << 21
-"""Room for words that are remembered, beyond the vocabulary's own tokens."""
 
 
 @twin(BYTE_BPE, backend="numba", dtypes=("float64",))
@@ -61,7 +55,7 @@ class _Tables:
     def merge(self, _: Any, ids: Sequence[int]) -> list[int]:
         """`reference.tokenizers.byte_bpe.merge` over the hash table."""
         out = np.array(ids, np.int32)
-        return out[: _merge(out, out.size, *self.pairs)].tolist()
+        return out[: merge(out, out.size, *self.pairs)].tolist()
 
 
 _tables: WeakKeyDictionary[Vocabulary, _Tables] = WeakKeyDictionary()
@@ -70,20 +64,9 @@ _tables: WeakKeyDictionary[Vocabulary, _Tables] = WeakKeyDictionary()
 def tables_of(vocabulary: Vocabulary) -> _Tables:
     """The tables of a vocabulary, made once as long as it lives."""
     if vocabulary not in _tables:
-        given = np.array([(a, b, *found) for (a, b), found in vocabulary.pairs.items()], np.int64).reshape(-1, 4)
-        slots = 1 << int(2 * len(given) + 2).bit_length()
-        keys, ranks, merged = np.full(slots, -1), np.zeros(slots, np.int32), np.zeros(slots, np.int32)
-        _fill_pairs(given, keys, ranks, merged)
         known = [entry for entry in vocabulary.ids.items() if len(entry[0]) <= LONGEST_KEPT] if vocabulary.whole_pieces else []
-        text = np.frombuffer(b"".join(token for token, _ in known), np.uint8)
-        lengths = np.array([len(token) for token, _ in known], np.int64)
-        slots = 1 << int(2 * (len(known) + WORDS)).bit_length()
-        table, state = np.full((slots, 4), -1, np.int32), np.zeros(4, np.int64)
-        arena, kept_ids = np.empty(text.size + WORD_BYTES, np.uint8), np.empty(len(known) + 4 * WORDS, np.int32)
-        _fill_words(text, lengths, np.array([number for _, number in known], np.int32), table, arena, kept_ids, state)
-        state[3] = len(known) + WORDS
         _tables[vocabulary] = _Tables(
-            np.array(vocabulary.byte_ids, np.int32), (keys, ranks, merged), (table, arena, kept_ids, state)
+            np.array(vocabulary.byte_ids, np.int32), pair_table(vocabulary.pairs), word_memory(dict(known))
         )
     return _tables[vocabulary]
 
@@ -108,7 +91,7 @@ def _encode(data, rule, kinds, byte_ids, keys, ranks, merged, table, arena, kept
         length = end - place
         slot = -1
         if length <= LONGEST_KEPT:
-            slot = _find(data, place, length, table, arena)
+            slot = find(data, place, length, table, arena)
             if table[slot, 0] >= 0:
                 first = table[slot, 2]
                 for i in range(table[slot, 3]):
@@ -118,137 +101,11 @@ def _encode(data, rule, kinds, byte_ids, keys, ranks, merged, table, arena, kept
                 continue
         for i in range(length):
             out[count + i] = byte_ids[data[place + i]]
-        size = _merge(out[count : count + length], length, keys, ranks, merged)
+        size = merge(out[count : count + length], length, keys, ranks, merged)
         if slot >= 0:
-            _remember(data, place, length, out[count : count + size], slot, table, arena, kept_ids, state)
+            remember(data, place, length, out[count : count + size], slot, table, arena, kept_ids, state)
         count += size
         place = end
-    return count
-
-
-@njit(cache=True)
-def _find(data, place, length, table, arena):
-    """The slot that holds these bytes, or the free one where they belong."""
-    code = np.uint64(14695981039346656037)  # FNV-1a
-    for i in range(length):
-        code = (code ^ np.uint64(data[place + i])) * np.uint64(1099511628211)
-    slot = np.int64((code ^ (code >> np.uint64(29))) & np.uint64(len(table) - 1))
-    while table[slot, 0] >= 0:
-        if table[slot, 1] == length:
-            start, same = table[slot, 0], True
-            for i in range(length):
-                if arena[start + i] != data[place + i]:
-                    same = False
-                    break
-            if same:
-                return slot
-        slot = (slot + 1) & (len(table) - 1)
-    return slot
-
-
-@njit(cache=True)
-def _remember(data, place, length, ids, slot, table, arena, kept_ids, state):
-    """Keep a word in its free slot; once there is no room nothing more is kept."""
-    if state[2] >= state[3] or state[0] + length > arena.size or state[1] + ids.size > kept_ids.size:
-        return
-    arena[state[0] : state[0] + length] = data[place : place + length]
-    kept_ids[state[1] : state[1] + ids.size] = ids
-    table[slot, 0], table[slot, 1], table[slot, 2], table[slot, 3] = state[0], length, state[1], ids.size
-    state[0] += length
-    state[1] += ids.size
-    state[2] += 1
-
-
-@njit(cache=True)
-def _fill_words(text, lengths, numbers, table, arena, kept_ids, state):
-    state[3] = lengths.size
-    place = 0
-    for i in range(lengths.size):
-        slot = _find(text, place, lengths[i], table, arena)
-        _remember(text, place, lengths[i], numbers[i : i + 1], slot, table, arena, kept_ids, state)
-        place += lengths[i]
-
-
-@njit(cache=True)
-def _slot_of(key, keys):
-    slot = np.int64((np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(20)) & (keys.size - 1)
-    while keys[slot] != -1 and keys[slot] != key:
-        slot = (slot + 1) & (keys.size - 1)
-    return slot
-
-
-@njit(cache=True)
-def _fill_pairs(given, keys, ranks, merged):
-    for i in range(len(given)):
-        key = given[i, 0] << 32 | given[i, 1]
-        slot = _slot_of(key, keys)
-        keys[slot], ranks[slot], merged[slot] = key, given[i, 2], given[i, 3]
-
-
-@njit(cache=True)
-def _merge(ids, n, keys, ranks, merged):
-    """Merge in place; return how many tokens are left."""
-    if n > SCANNED:
-        return _merge_long(ids, n, keys, ranks, merged)
-    none = np.int64(1) << 40
-    rank = np.empty(SCANNED, np.int64)
-    for i in range(n - 1):
-        slot = _slot_of(np.int64(ids[i]) << 32 | ids[i + 1], keys)
-        rank[i] = ranks[slot] if keys[slot] >= 0 else none
-    while n > 1:
-        best = 0
-        for i in range(1, n - 1):
-            if rank[i] < rank[best]:
-                best = i
-        if rank[best] == none:
-            break
-        ids[best] = merged[_slot_of(np.int64(ids[best]) << 32 | ids[best + 1], keys)]
-        n -= 1
-        for i in range(best + 1, n):
-            ids[i] = ids[i + 1]
-            rank[i - 1] = rank[i]
-        for i in range(max(best - 1, 0), min(best + 1, n - 1)):
-            slot = _slot_of(np.int64(ids[i]) << 32 | ids[i + 1], keys)
-            rank[i] = ranks[slot] if keys[slot] >= 0 else none
-    return n
-
-
-@njit(cache=True)
-def _merge_long(ids, n, keys, ranks, merged):
-    """A heap of rank and place in one number; an entry whose rank is no longer the place's is out of date."""
-    following, previous, rank = np.arange(1, n + 1), np.arange(-1, n - 1), np.full(n, -1)
-    heap = [np.int64(0) for _ in range(0)]
-    for i in range(n - 1):
-        slot = _slot_of(np.int64(ids[i]) << 32 | ids[i + 1], keys)
-        if keys[slot] >= 0:
-            rank[i] = ranks[slot]
-            heap.append(rank[i] << 32 | i)
-    heapq.heapify(heap)
-    while len(heap):
-        entry = heapq.heappop(heap)
-        left = entry & 0xFFFFFFFF
-        if rank[left] != entry >> 32:
-            continue
-        right = following[left]
-        ids[left] = merged[_slot_of(np.int64(ids[left]) << 32 | ids[right], keys)]
-        ids[right], rank[right], rank[left] = -1, -1, -1
-        following[left] = following[right]
-        if following[left] < n:
-            previous[following[left]] = left
-        for one in (previous[left], left):
-            if one < 0:
-                continue
-            rank[one] = -1
-            if following[one] < n:
-                slot = _slot_of(np.int64(ids[one]) << 32 | ids[following[one]], keys)
-                if keys[slot] >= 0:
-                    rank[one] = ranks[slot]
-                    heapq.heappush(heap, rank[one] << 32 | one)
-    count = 0
-    for i in range(n):
-        if ids[i] >= 0:
-            ids[count] = ids[i]
-            count += 1
     return count
 
 

@@ -6,13 +6,11 @@ from tiktoken rank files, GPT-2's vocab.json and merges.txt, and Hugging Face to
 
 from __future__ import annotations
 
-import heapq
 import unicodedata
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,9 +18,7 @@ import regex
 
 from llmlab.reference.op import Procedure
 from llmlab.reference.tokenizers._byte_level import GPT2, LLAMA3, byte_order, isolate, to_bytes, to_characters
-
-Pairs = Mapping[tuple[int, int], tuple[int, int]]
-"""(left id, right id) -> (rank, id of the merged token)."""
+from llmlab.reference.tokenizers.bpe import Pairs, learn_merges, merge
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,31 +63,6 @@ class Vocabulary:
 
     def __len__(self) -> int:
         return max(self.tokens) + 1
-
-
-def merge(pairs: Pairs, ids: Sequence[int]) -> list[int]:
-    """Merge the lowest-ranked adjacent pair, the leftmost of equals, until none is left, in O(n log n).
-
-    >>> merge({(0, 0): (0, 2), (2, 1): (1, 3)}, [0, 0, 0, 1])  # the left 0 0 merges first and leaves 1 nothing to merge with
-    [2, 0, 1]
-    """
-    n = len(ids)
-    token, following, previous = list(ids), list(range(1, n + 1)), list(range(-1, n - 1))
-    heap = [(pairs[pair][0], left, pair) for left, pair in enumerate(pairwise(token)) if pair in pairs]
-    heapq.heapify(heap)
-    while heap:
-        _, left, pair = heapq.heappop(heap)
-        right = following[left]
-        if right >= n or (token[left], token[right]) != pair:
-            continue  # one of the two has merged with another since
-        token[left], token[right] = pairs[pair][1], -1
-        following[left] = after = following[right]
-        if after < n:
-            previous[after] = left
-        for one, other in ((previous[left], left), (left, after)):
-            if one >= 0 and other < n and (new := (token[one], token[other])) in pairs:
-                heapq.heappush(heap, (pairs[new][0], one, new))
-    return [number for number in token if number >= 0]
 
 
 def encode(
@@ -255,57 +226,11 @@ def train(texts: Iterable[str], vocab_size: int, *, pattern: str = GPT2, special
     tokens = [text.encode() for text in special] + [bytes([byte]) for byte in byte_order()]
     number_of = {token: number for number, token in enumerate(tokens) if number >= len(special)}
     counted = Counter(piece.encode() for text in texts for piece in isolate(pattern, text))
-    words = [[number_of[bytes([byte])] for byte in piece] for piece in counted]
-    weights = list(counted.values())
-    counts: Counter[tuple[int, int]] = Counter()
-    where: defaultdict[tuple[int, int], set[int]] = defaultdict(set)
-    for index, word in enumerate(words):
-        for pair in pairwise(word):
-            counts[pair] += weights[index]
-            where[pair].add(index)
-    heap = [(-count, pair) for pair, count in counts.items()]
-    heapq.heapify(heap)
-    merges: list[tuple[bytes, bytes]] = []
-    while heap and len(tokens) < vocab_size:
-        negative, pair = heapq.heappop(heap)
-        if counts[pair] != -negative:
-            if counts[pair] > 0:
-                heapq.heappush(heap, (-counts[pair], pair))
-            continue
-        joined = tokens[pair[0]] + tokens[pair[1]]
-        merges.append((tokens[pair[0]], tokens[pair[1]]))
-        if joined not in number_of:
-            number_of[joined] = len(tokens)
-            tokens.append(joined)
-        changed: set[tuple[int, int]] = set()
-        for index in where.pop(pair):
-            old, new = words[index], _joined(words[index], pair, number_of[joined])
-            words[index] = new
-            for one in pairwise(old):
-                counts[one] -= weights[index]
-            for one in pairwise(new):
-                counts[one] += weights[index]
-                if number_of[joined] in one:
-                    where[one].add(index)
-                    changed.add(one)
-        del counts[pair]
-        for one in changed:
-            heapq.heappush(heap, (-counts[one], one))
+    words = {tuple(number_of[bytes([byte])] for byte in piece): count for piece, count in counted.items()}
+    merges = [(tokens[left], tokens[right]) for left, right, _ in learn_merges(words, tokens, vocab_size, len(special))]
+    ids = {token: number for number, token in enumerate(tokens) if number >= len(special)}
     named = {text: number for number, text in enumerate(special)}
-    return from_merges(number_of, merges, pattern=pattern, special=named, name="trained")
-
-
-def _joined(word: Sequence[int], pair: tuple[int, int], number: int) -> list[int]:
-    out: list[int] = []
-    place = 0
-    while place < len(word):
-        if place + 1 < len(word) and (word[place], word[place + 1]) == pair:
-            out.append(number)
-            place += 2
-        else:
-            out.append(word[place])
-            place += 1
-    return out
+    return from_merges(ids, merges, pattern=pattern, special=named, name="trained")
 
 
 def tokenize(vocabulary: Vocabulary, text: str | bytes) -> list[int]:

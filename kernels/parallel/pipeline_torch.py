@@ -6,6 +6,7 @@ be in the order of sending: tags tell messages apart. NCCL knows no tags, so und
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -131,11 +132,17 @@ def one_rank(
 
 
 class Mail:
-    """Messages to and from other ranks, told apart by kind, stage of the receiver and microbatch."""
+    """Messages to and from other ranks, told apart by kind, stage of the receiver and microbatch.
 
-    def __init__(self, plan: Schedule, dtype: torch.dtype) -> None:
-        self.plan, self.dtype, self.rank = plan, dtype, dist.get_rank()
+    `ranks` are those of the pipeline, where it is one of several; `messages` and `sent_bytes` count what left this rank.
+    """
+
+    def __init__(self, plan: Schedule, dtype: torch.dtype, ranks: Sequence[int] | None = None) -> None:
+        self.plan, self.dtype = plan, dtype
+        self.ranks = list(range(plan.num_ranks)) if ranks is None else list(ranks)
+        self.rank = self.ranks.index(dist.get_rank())
         self.group = dist.new_group(backend="gloo") if dist.get_backend() == "nccl" else None
+        self.messages = self.sent_bytes = 0
         self.sent: list[tuple[Any, torch.Tensor]] = []  # a tensor must live until it is gone
         self.here: dict[tuple[str, int, int], torch.Tensor] = {}
 
@@ -150,7 +157,8 @@ class Mail:
             self.here[kind, stage, number] = one
             return
         one = one.cpu().contiguous()
-        self.sent.append((dist.isend(one, peer, group=self.group, tag=self.tag(kind, stage, number)), one))
+        self.messages, self.sent_bytes = self.messages + 1, self.sent_bytes + one.nbytes
+        self.sent.append((dist.isend(one, self.ranks[peer], group=self.group, tag=self.tag(kind, stage, number)), one))
 
     def receive(self, kind: str, stage: int, number: int, sender: int, shape: Any) -> torch.Tensor:
         """Wait for what the rank of `sender` sends to `stage`."""
@@ -158,10 +166,11 @@ class Mail:
         if peer == self.rank:
             return self.here.pop((kind, stage, number))
         one = torch.empty(tuple(shape), dtype=self.dtype)
-        dist.recv(one, peer, group=self.group, tag=self.tag(kind, stage, number))
+        dist.recv(one, self.ranks[peer], group=self.group, tag=self.tag(kind, stage, number))
         return one.to(device())
 
     def finish(self) -> None:
         """Wait until everything was sent."""
         for work, _ in self.sent:
             work.wait()
+        self.sent.clear()

@@ -1,6 +1,7 @@
 """Collectives as programs of flows over a topology: phases one after another, in each the messages that go at the same time.
 
-The messages are those of `reference/parallel/collectives.py`, algorithm by algorithm. Equal rounds of a ring are one phase: its chunks follow each other without waiting: a phase of k rounds takes
+The messages are those of `reference/parallel/collectives.py`, algorithm by algorithm. Equal rounds of a ring are one
+phase, since its chunks follow each other without waiting: a phase of k rounds takes
 
     k (latency of its longest route + protocol's time per round) + bytes / share of the links       (alpha-beta; Hockney 1994)
 

@@ -564,6 +564,13 @@ def simulate_train_command(
     ] = None,
     checkpoint_bytes_per_s: Annotated[float, typer.Option(help="Storage bandwidth of a checkpoint.")] = 50e9,
     restart_s: Annotated[float, typer.Option(help="Seconds from a failure until training goes on.")] = 600.0,
+    jitter: Annotated[float, typer.Option(help="Spread of a rank's time from step to step, over its mean.")] = 0.0,
+    device_spread: Annotated[float, typer.Option(help="Spread among devices, the same in every step, over their mean.")] = 0.0,
+    slow_rank: Annotated[list[str] | None, typer.Option(help="RANK=FACTOR: this rank takes so many times as long.")] = None,
+    load_s: Annotated[float, typer.Option(help="Seconds to load the batch of a step.")] = 0.0,
+    prefetch: Annotated[int, typer.Option(help="Batches loaded ahead; 0 loads before each step.")] = 2,
+    steps: Annotated[int, typer.Option(help="Steps drawn where they differ.")] = 200,
+    seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
     json_output: Json = False,
 ) -> None:
     """Predict one training step: seconds, where each goes, tokens per second, MFU, memory of the fullest rank."""
@@ -572,6 +579,7 @@ def simulate_train_command(
     from llmlab.simulator.training.network import TopologyNetwork
     from llmlab.simulator.training.plan import dp_of, plan_of
     from llmlab.simulator.training.step import predict_step, tables
+    from llmlab.simulator.training.stragglers import Variation, parse_slow_ranks, simulate_steps
     from llmlab.simulator.training.topology import read_topology
 
     plan = plan_of(
@@ -597,10 +605,15 @@ def simulate_train_command(
     settings = {"checkpoint_bytes_per_s": checkpoint_bytes_per_s, "restart_s": restart_s}
     hours = failure_gpu_hours
     run = long_run(described.parameters, gpus, gpu_hours_apart=hours, **settings) if hours is not None else None
+    more = {"long_run": run} if run else {}
+    if jitter or device_spread or slow_rank or load_s:
+        varied = Variation(jitter, device_spread, parse_slow_ranks(slow_rank or ()), load_s=load_s, prefetch=prefetch)
+        more["steps"] = simulate_steps(step, varied, steps, seed).to_json()
     if json_output:
-        emit(step.to_json() | ({"long_run": run} if run else {}))
+        emit(step.to_json() | more)
     else:
-        for title, rows in [*tables(step), *([("A long run with failures", [run])] if run else [])]:
+        titles = {"long_run": "A long run with failures", "steps": f"{steps} steps that differ"}
+        for title, rows in [*tables(step), *((titles[name], [row]) for name, row in more.items())]:
             show(title, rows)
 
 

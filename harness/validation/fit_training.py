@@ -37,6 +37,8 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "memory_efficiency": (0.3, 1.0),
     "attention_efficiency": (0.1, 0.8),
     "fp8_efficiency": (0.5, 2.5),
+    "expert_efficiency": (0.2, 1.2),
+    "expert_overlap": (0.01, 0.95),
     "launch_s": (1e-6, 2e-4),
     "collective_launch_s": (1e-6, 1e-3),
     "iteration_s": (1e-3, 3.0),
@@ -64,6 +66,7 @@ FITS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("bigscience_176b_prequel", "bigscience_bloom"),
         ("matrix_efficiency.ampere", "memory_efficiency", "handover_s", "network_efficiency"),
     ),
+    "megatron-deepspeed-opa-bf16": (("bigscience_176b_prequel",), ("matrix_efficiency.ampere", "handover_s")),
     "megatron-sc21": (
         ("megatron_sc21_t1", "megatron_sc21_t2"),
         ("matrix_efficiency.ampere", "memory_efficiency", "iteration_s", "handover_s", "network_efficiency"),
@@ -82,10 +85,26 @@ FITS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "handover_s",
         ),
     ),
+    "megatron-core-moe": (("megatron_moe_zoo",), ("expert_efficiency",)),
+    "megatron-core-deepep": (("megatron_moe_zoo",), ("expert_efficiency",)),
     "nemo": (
-        ("megatron_bridge", "mlperf_gpt3"),
-        ("matrix_efficiency.hopper", "fp8_efficiency", "tp_overlap", "memory_efficiency", "attention_efficiency", "handover_s"),
+        ("megatron_bridge",),
+        (
+            "matrix_efficiency.hopper",
+            "fp8_efficiency",
+            "tp_overlap",
+            "memory_efficiency",
+            "attention_efficiency",
+            "handover_s",
+            "expert_efficiency",
+            "expert_overlap",
+        ),
     ),
+    "nemo-2024": (
+        ("mlperf_gpt3",),
+        ("matrix_efficiency.hopper", "matrix_efficiency.blackwell", "handover_s", "iteration_s"),
+    ),
+    "nemo-2023": (("mlperf_gpt3",), ("matrix_efficiency.hopper", "handover_s", "iteration_s")),
     "llm-foundry": (
         ("llm_foundry",),
         (
@@ -100,8 +119,6 @@ FITS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
 }
 MEMORY_RANGES = {"memory_margin": (1.0, 1.6), "memory_constant_bytes": (2e8, 1.5e10)}
-DENSE_ONLY = {"megatron_bridge"}
-"""Sets whose mixtures of experts are predicted but not fitted: equal settings differ by a factor of 1.8 in them."""
 PULL = 0.02
 """Weight of a constant's logarithmic distance from its first guess against the mean error."""
 
@@ -171,9 +188,7 @@ def settings_of(rows: Sequence[TrainingRow]) -> list[Setting]:
     for row in rows:
         try:
             if any(name != "mem_gib" for name in measured_metrics(row)):
-                setting = setting_of(row)
-                if row.text.get("set") not in DENSE_ONLY or not setting.model.config.is_moe:
-                    found.append(setting)
+                found.append(setting_of(row))
         except (OutOfReachError, InputError):
             continue
     return found
@@ -189,13 +204,13 @@ def memory_errors(settings: Sequence[Setting], habits: Any) -> np.ndarray:
 
 
 def fit_memory(settings: Sequence[Setting], habits: Any) -> Any:
-    """Margin and constant of memory, and whether gradients are summed in 16 or 32 bits, by what was measured."""
+    """Margin and constant of memory, and whether gradients are summed in 16 bits, in 32, or in both, by what was measured."""
     from scipy.optimize import minimize
 
     names = list(MEMORY_RANGES)
     low, high = (np.log([MEMORY_RANGES[name][side] for name in names]) for side in (0, 1))
     best: tuple[float, Any] | None = None
-    for gradient_bytes in (2.0, 4.0):
+    for gradient_bytes in (2.0, 4.0, 6.0):
         start = replace(habits, gradient_bytes=gradient_bytes)
 
         def loss(logs: np.ndarray, start: Any = start) -> float:
@@ -209,16 +224,26 @@ def fit_memory(settings: Sequence[Setting], habits: Any) -> Any:
     return best[1]
 
 
-def fit_all(rows: Sequence[TrainingRow], only: Sequence[str] = (), most: int = 120) -> dict[str, Any]:
-    """Fit every framework; constants, fitted errors, errors left out, and half widths that hold 90 of 100 rows."""
+def fit_all(
+    rows: Sequence[TrainingRow],
+    only: Sequence[str] = (),
+    most: int = 120,
+    known: Mapping[str, Mapping[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """Fit every framework; constants, fitted errors, errors left out, and half widths that hold 90 of 100 rows.
+
+    A framework that is like another starts from what was fitted for that one.
+    """
     from llmlab.simulator.training.plan import PRESETS, read_frameworks
 
-    guesses = read_frameworks(PRESETS)
+    kept = dict(known or {})
+    order = list(read_frameworks(PRESETS))
     everything = settings_of(rows)
     report: dict[str, Any] = {"constants": {}, "fitted": {}, "left_out": {}, "bands": {}, "fitted_sets": []}
-    for name, (sets, constants) in FITS.items():
+    for name, (sets, constants) in sorted(FITS.items(), key=lambda entry: order.index(entry[0])):
         if only and name not in only:
             continue
+        guesses = read_frameworks(PRESETS, {other: found for other, found in kept.items() if other != name})
         mine = [s for s in everything if s.framework == name and s.row.text.get("set") in sets]
         if not mine:
             continue
@@ -260,7 +285,7 @@ def fit_all(rows: Sequence[TrainingRow], only: Sequence[str] = (), most: int = 1
                 "mean_abs_error": _four(np.abs(np.expm1(missed_memory)).mean()),
             }
             report["bands"][name]["memory"] = _four(max(0.02, np.quantile(np.abs(missed_memory), 0.9)))
-        report["constants"][name] = found
+        report["constants"][name] = kept[name] = found
     return report
 
 
@@ -290,21 +315,30 @@ def _thinned(settings: Sequence[Setting], most: int) -> list[Setting]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Fit on the files named, print the constants, write the report."""
+    """Fit on the files named (and of the frameworks named, if any), print the constants, write or renew the reports."""
     import yaml
 
     from llmlab.reference.files import write_atomic
+    from llmlab.simulator.training.plan import CONSTANTS
 
     rows = [row for path in arguments if path.endswith((".csv", ".gz")) for row in read_rows(path)]
     only = [name for name in arguments if not name.endswith((".csv", ".gz"))]
-    report = fit_all(rows, only)
+    here = Path(__file__).resolve().parent / "training_fit.yaml"
+    before = yaml.safe_load(here.read_text()) if only and here.is_file() else {}
+    constants = yaml.safe_load(CONSTANTS.read_text()) if only and CONSTANTS.is_file() else {}
+    report = fit_all(rows, only, known=constants)
     print(yaml.safe_dump(report, sort_keys=False))
-    if not only:
-        from llmlab.simulator.training.plan import CONSTANTS
-
-        note = "# Fitted by harness/validation/fit_training.py on the sets named in harness/validation/training_fit.yaml.\n"
-        write_atomic(CONSTANTS, note + yaml.safe_dump(report.pop("constants"), sort_keys=False))
-        write_atomic(Path(__file__).resolve().parent / "training_fit.yaml", yaml.safe_dump(report, sort_keys=False))
+    for name in only:  # what an earlier fit said of these
+        for part in ("fitted", "left_out"):
+            before[part] = {key: value for key, value in before.get(part, {}).items() if key.split(":")[0] != name}
+    constants |= report.pop("constants")
+    sets = before.get("fitted_sets", [])
+    report["fitted_sets"] = [*sets, *(one for one in report["fitted_sets"] if one not in sets)]
+    for part in ("fitted", "left_out", "bands"):
+        report[part] = {**before.get(part, {}), **report[part]}
+    note = "# Fitted by harness/validation/fit_training.py on the sets named in harness/validation/training_fit.yaml.\n"
+    write_atomic(CONSTANTS, note + yaml.safe_dump(constants, sort_keys=False))
+    write_atomic(here, yaml.safe_dump(report, sort_keys=False))
     return 0
 
 

@@ -138,7 +138,9 @@ def read_rows(path: str | Path) -> list[TrainingRow]:
 _FRAMEWORKS = (
     (r"megascale", ""),
     (r"zero-bubble", "zero-bubble"),
-    (r"bridge|nemo|mxnet|ngc|nvidia", "nemo"),
+    (r"bridge", "nemo"),
+    (r"nemo|mxnet|ngc|nvidia", "nemo-2024"),
+    (r"megatron-core moe", "megatron-core-moe"),
     (r"megatron-core|megatron-lm 0\.1", "megatron-core"),
     (r"megatron-deepspeed|megatron/megatron", "megatron-deepspeed"),
     (r"deepspeed zero-?3|deepspeed.*zero3", "deepspeed-zero3"),
@@ -162,13 +164,21 @@ def framework_of(row: TrainingRow) -> str:
         if re.search(pattern, words):
             if not name:
                 raise OutOfReachError("MegaScale: its model is changed (parallel block, sliding windows)")
-            if "jean zay" in row.text["hardware"].lower() and name == "megatron-deepspeed":
-                return "megatron-deepspeed-opa"
-            return name
+            return _release(name, words, row.text.get("note", "").lower(), row.text["hardware"].lower())
     sharded = row.text.get("sharding", "").lower()
     if "fsdp" in sharded or "full_shard" in sharded:
         return "fsdp"
     raise OutOfReachError(f"framework {row.text.get('framework', 'not stated')!r} is not known")
+
+
+def _release(name: str, words: str, note: str, hardware: str) -> str:
+    """The preset of a release, or of an option the note names, among those of a framework."""
+    if name == "megatron-deepspeed" and "jean zay" in hardware:  # from here on BLOOM's trials ran in bfloat16
+        late = (found := re.search(r"notes: (\d\d)-(\d\d)", note)) is not None and (found[1], found[2]) >= ("02", "28")
+        return "megatron-deepspeed-opa-bf16" if late or "rebalancing" in note else "megatron-deepspeed-opa"
+    if name == "nemo-2024" and (re.search(r"\b23\.\d\d", words) or "mlperf v3" in note):
+        return "nemo-2023"
+    return "megatron-core-deepep" if name == "megatron-core-moe" and "deepep" in note else name
 
 
 def device_of(row: TrainingRow) -> tuple[str, float, int]:
@@ -282,6 +292,26 @@ def model_of(
     return gpt(layers, hidden, heads, vocab or 51200, sequence, name=name, feed_forward=feed_forward)
 
 
+VOCABULARIES = (51200, 128256, 151936, 250880)
+"""GPT-2, Llama 3, Qwen and BLOOM, padded."""
+
+
+def _sizes_by_parameters(row: TrainingRow) -> tuple[int, int]:
+    """Layers and vocabulary of a row; what it leaves open, or says is only the nearest line's, follows from its parameters."""
+    layers, hidden, vocab = row.count("layers", 0) or 0, row.count("hidden", 0) or 0, row.count("vocab", 0) or 0
+    stated = row.stated.get("params_b", 0.0) * 1e9
+    if not (layers and hidden and stated) or vocab or row.text.get("arch") == "moe":
+        return layers, vocab
+    of_layer = 12.0 * hidden**2 + 13.0 * hidden
+    vocab = min(VOCABULARIES, key=lambda size: abs(layers * of_layer + size * hidden - stated))
+    if abs(layers * of_layer + vocab * hidden - stated) > 0.02 * stated:
+        if "nearest preceding" not in row.text.get("note", ""):
+            return layers, 0
+        vocab = VOCABULARIES[-1]
+        layers = round((stated - vocab * hidden) / of_layer)
+    return layers, vocab
+
+
 _SCHEDULES = {"zb-2p": "zb-2p", "zb-1p": "zb-1p", "zb-h1": "zb-h1", "zb-h2": "zb-h2", "gpipe": "gpipe"}
 
 
@@ -335,13 +365,14 @@ def setting_of(row: TrainingRow) -> Setting:
     feed_forward = int(found[1]) if (found := re.search(r"ffn (\d+)", words.get("note", ""))) else 0
     if "geglu" in words.get("note", "").lower():
         feed_forward = feed_forward * 3 // 2  # three matrices of that width
+    layers, vocab = _sizes_by_parameters(row)
     model = model_of(
         words["model"],
-        row.count("layers", 0) or 0,
+        layers,
         row.count("hidden", 0) or 0,
         row.count("heads", 0) or 0,
         row.count("kv_heads", 0) or 0,
-        row.count("vocab", 0) or 0,
+        vocab,
         sequence,
         feed_forward,
     )
@@ -367,7 +398,7 @@ def setting_of(row: TrainingRow) -> Setting:
     assumed: list[str] = []
     if stated is None:
         assumed.append("microbatch: the quickest that fits")
-    chunks, open_chunks = _chunks(row, model.layers, pp, schedule, name in ("megatron-core", "nemo"))
+    chunks, open_chunks = _chunks(row, model.layers, pp, schedule, name.startswith(("megatron-core", "nemo")))
     if open_chunks:
         assumed.append("virtual stages: the quickest")
     plans = []
@@ -443,7 +474,13 @@ def figures_of(setting: Setting, step: Any) -> dict[str, float]:
 
     FLOP/s follow the convention of whoever published them: Megatron-LM and its relatives count recomputation as work.
     """
+    from llmlab.simulator.training.operators import training_flops
+    from llmlab.simulator.training.plan import framework
+
     counted = step.hardware_flops_per_s if setting.framework in COUNT_RECOMPUTATION else step.flops_per_s
+    if framework(setting.framework).causal_flops:
+        work = training_flops(setting.model, step.plan.global_batch, step.plan.sequence, causal=True)
+        counted = work / step.seconds / step.plan.gpus
     return {
         "iter_time_s": step.seconds,
         "tokens_per_s_per_gpu": step.tokens_per_s / step.plan.gpus,
@@ -453,7 +490,14 @@ def figures_of(setting: Setting, step: Any) -> dict[str, float]:
     }
 
 
-COUNT_RECOMPUTATION = {"megatron-sc21", "megatron-deepspeed", "megatron-deepspeed-opa", "deepspeed-zero3", "deepspeed-zero1"}
+COUNT_RECOMPUTATION = {
+    "megatron-sc21",
+    "megatron-deepspeed",
+    "megatron-deepspeed-opa",
+    "megatron-deepspeed-opa-bf16",
+    "deepspeed-zero3",
+    "deepspeed-zero1",
+}
 
 
 def measured_metrics(row: TrainingRow) -> Iterator[str]:

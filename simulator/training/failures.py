@@ -7,7 +7,9 @@ between failures M, work in pieces of sqrt(2 C M) loses least. Units: seconds.
 from __future__ import annotations
 
 import math
+from collections.abc import Generator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -41,17 +43,26 @@ class Goodput:
     restart: float
 
 
-def goodput(checkpoint_s: float, failures_apart_s: float, restart_s: float, interval_s: float | None = None) -> Goodput:
+def goodput(
+    checkpoint_s: float,
+    failures_apart_s: float,
+    restart_s: float,
+    interval_s: float | None = None,
+    *,
+    restarts_fail: bool = False,
+) -> Goodput:
     """Expected shares with failures at random (exponential) and a checkpoint after every `interval_s` of work.
 
     A piece of work and its checkpoint take interval + checkpoint seconds; a failure throws away what was done of it and
-    costs a restart: the expected time of a piece is (M + R) (exp((T + C) / M) - 1).
+    costs a restart: the expected time of a piece is (M + R) (exp((T + C) / M) - 1), and where a restart can fail and begin
+    anew M exp(R / M) (exp((T + C) / M) - 1) (Daly 2006, eq. 13).
 
     Args:
         checkpoint_s: time a checkpoint stops training for.
         failures_apart_s: mean time between failures of the whole job.
         restart_s: from a failure until training goes on.
         interval_s: work between checkpoints; the Young-Daly interval where None.
+        restarts_fail: whether failures strike restarts too.
 
     Raises:
         InputError: a time is not positive.
@@ -64,22 +75,67 @@ def goodput(checkpoint_s: float, failures_apart_s: float, restart_s: float, inte
     _check(checkpoint_s=checkpoint_s, failures_apart_s=failures_apart_s, restart_s=restart_s, interval_s=interval)
     piece = interval + checkpoint_s
     failures = math.expm1(piece / failures_apart_s)
-    whole = (failures_apart_s + restart_s) * failures
-    useful, saving, restart = interval / whole, checkpoint_s / whole, restart_s * failures / whole
+    restarting = failures_apart_s * math.expm1(restart_s / failures_apart_s) if restarts_fail else restart_s
+    whole = (failures_apart_s + restarting) * failures
+    useful, saving, restart = interval / whole, checkpoint_s / whole, restarting * failures / whole
     return Goodput(interval, useful, saving, max(0.0, 1.0 - useful - saving - restart), restart)
 
 
 def simulate_goodput(
-    checkpoint_s: float, failures_apart_s: float, restart_s: float, interval_s: float, pieces: int, rng: np.random.Generator
-) -> float:
-    """The useful part of the time of one run of so many pieces, failures drawn; restarts cannot fail."""
+    checkpoint_s: float,
+    failures_apart_s: float,
+    restart_s: float,
+    interval_s: float,
+    pieces: int,
+    rng: np.random.Generator,
+    *,
+    restarts_fail: bool = False,
+) -> Goodput:
+    """The shares of one run of so many pieces, failures drawn: a trainer that saves, and failures that interrupt it."""
+    import simpy
+
     _check(checkpoint_s=checkpoint_s, failures_apart_s=failures_apart_s, restart_s=restart_s, interval_s=interval_s)
-    spent, piece = 0.0, interval_s + checkpoint_s
-    for _ in range(pieces):
-        while (until := rng.exponential(failures_apart_s)) < piece:
-            spent += until + restart_s
-        spent += piece
-    return pieces * interval_s / spent
+    env = simpy.Environment()
+    ns = {"work": round(interval_s * 1e9), "save": round(checkpoint_s * 1e9), "restart": round(restart_s * 1e9)}
+    spent = {"lost": 0.0, "restart": 0.0}
+    exposed = True
+
+    def train() -> Generator[Any, Any, None]:
+        nonlocal exposed
+        done = 0
+        while done < pieces:
+            since = env.now
+            try:
+                yield env.timeout(ns["work"])
+                yield env.timeout(ns["save"])
+                done += 1
+            except simpy.Interrupt:
+                spent["lost"] += env.now - since
+                exposed = restarts_fail
+                since = env.now
+                left = ns["restart"]
+                while left:
+                    try:
+                        yield env.timeout(left)
+                        left = 0
+                    except simpy.Interrupt:
+                        left = ns["restart"]
+                exposed = True
+                spent["restart"] += env.now - since
+
+    trainer = env.process(train())
+
+    def fail() -> Generator[Any, Any, None]:
+        while trainer.is_alive:
+            yield env.timeout(round(rng.exponential(failures_apart_s) * 1e9))
+            if trainer.is_alive and exposed:  # without memory: a failure that finds nobody needs no successor drawn anew
+                trainer.interrupt()
+
+    env.process(fail())
+    env.run(until=trainer)
+    whole = int(env.now)
+    work, save = pieces * ns["work"], pieces * ns["save"]
+    return Goodput(interval_s, work / whole, save / whole, spent["lost"] / whole, spent["restart"] / whole)
 
 
 def checkpoint_seconds(parameters: float, bytes_per_s: float, *, bytes_per_weight: float = 14.0) -> float:

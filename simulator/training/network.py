@@ -80,15 +80,28 @@ class Network:
         nodes = math.ceil(ranks / inside)
         return min(ranks - 1.0, (inside - 1) + 2.0 * math.log2(nodes) if nodes > 1 else inside - 1.0)
 
-    def all_to_all_s(self, size: float, ranks: int, stride: int = 1) -> float:
-        """Every rank sends `size` / ranks bytes to each other one; what leaves the node goes over the rank's own port."""
+    def all_to_all_s(self, size: float, ranks: int, stride: int = 1, beyond: float = 1.0) -> float:
+        """Every rank sends `size` / ranks bytes to each other one; what leaves the node goes over the rank's own port.
+
+        `beyond` is the part of what would leave the node that does, where copies for several ranks of a node go as one.
+        """
         if ranks <= 1 or size <= 0:
             return 0.0
         inside = min(ranks, max(1, self.node_devices // stride))
         seconds = (inside - 1) / ranks * size / self.inside_bytes_per_s + self.inside_latency_s
         if ranks > inside:
-            seconds = max(seconds, (ranks - inside) / ranks * size / self.outside_bytes_per_s + self.outside_latency_s)
+            leaving = beyond * (ranks - inside) / ranks * size
+            seconds = max(seconds, leaving / self.outside_bytes_per_s + self.outside_latency_s)
         return seconds
+
+    def copies_beyond_node(self, choices: int, ranks: int, stride: int = 1) -> float:
+        """Nodes other than its own a token reaches with so many experts drawn evenly, over experts it has beyond its node.
+
+        >>> round(Network(8, 1e9, 1e9).copies_beyond_node(8, 32), 3)
+        0.45
+        """
+        nodes = ranks * stride / self.node_devices
+        return nodes * (1.0 - (1.0 - 1.0 / nodes) ** choices) / choices if nodes > 1 else 1.0
 
     def send_s(self, size: float, stride: int) -> float:
         """Hand `size` bytes to the rank `stride` away."""
@@ -159,9 +172,10 @@ class TopologyNetwork(Network):
         """All-reduce of every group at once."""
         return self._run("all_reduce", size, ranks, stride)
 
-    def all_to_all_s(self, size: float, ranks: int, stride: int = 1) -> float:
-        """All-to-all of every group at once."""
-        return self._run("all_to_all", size, ranks, stride)
+    def all_to_all_s(self, size: float, ranks: int, stride: int = 1, beyond: float = 1.0) -> float:
+        """All-to-all of every group at once; copies that go to a node as one are not told apart from the rest."""
+        nodes = math.ceil(ranks * stride / self.node_devices)
+        return self._run("all_to_all", size * (beyond if nodes > 1 else 1.0), ranks, stride)
 
     def send_s(self, size: float, stride: int) -> float:
         """Every rank but the last ones sends to the rank `stride` further at once."""

@@ -130,6 +130,7 @@ class _Key:
     memory_efficiency: float
     attention_efficiency: float
     fp8_efficiency: float
+    expert_efficiency: float
 
 
 def _key(device: str, plan: ParallelPlan, habits: Framework | None) -> _Key:
@@ -147,6 +148,7 @@ def _key(device: str, plan: ParallelPlan, habits: Framework | None) -> _Key:
         habits.memory_efficiency,
         habits.attention_efficiency,
         habits.fp8_efficiency if plan.precision == "fp8" else 1.0,
+        habits.expert_efficiency,
     )
 
 
@@ -178,17 +180,16 @@ def _cost(model: ModelDescription, device: str, key: _Key, what: str) -> PassCos
             flops += count * 6.0 * m * n * k
         elif isinstance(item, Experts):
             local = max(1, item.experts // ep)
-            rows = max(1.0, tokens * item.visits / ep * min(ep, tp * cp if tp > 1 else ep) / local)
-            inter = item.inter * (tp if ep > 1 else 1)
-            if ep > 1 and tp > 1:
-                rows /= tp
+            split_by = tp if ep > 1 else 1  # experts are whole where ranks share them out: each takes its part of the tokens
+            rows = max(1.0, tokens * item.visits / split_by / local)
+            inter = item.inter * split_by
             for n, k in ((2.0 * inter, float(item.hidden)), (float(item.hidden), float(inter))):
-                reached = efficiency * key.fp8_efficiency
+                reached = efficiency * key.fp8_efficiency * key.expert_efficiency
                 forward += count * local * _product(device, dtype, rows, n, k) / reached
                 towards_input += count * local * _product(device, dtype, rows, k, n) / reached
                 towards_weight += count * local * _product(device, dtype, n, k, rows) / reached
                 flops += count * local * 6.0 * rows * n * k
-            permuted = count * tokens * item.visits * item.hidden * 4 * width / moved_per_s
+            permuted = count * tokens * item.visits / split_by * item.hidden * 4 * width / moved_per_s
             forward += permuted
             towards_input += permuted
         elif isinstance(item, Moved):

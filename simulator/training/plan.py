@@ -181,6 +181,10 @@ class Framework:
         dp_overlap: part of data-parallel traffic that hides behind the backward pass.
         tp_overlap: part of tensor-parallel traffic that hides behind matrix products.
         network_efficiency: part of a network link's peak that collectives reach.
+        expert_efficiency: speed of grouped products of experts over that of one product with as many rows.
+        expert_overlap: part of the experts' exchange that hides behind computing.
+        once_per_node: a token goes to a node once, however many of its experts live there (DeepEP; arXiv:2412.19437).
+        causal_flops: published FLOP/s count only scores in sight.
         memory_margin: allocated bytes over counted ones.
         selective_by_operator: selective recomputation keeps every second matrix product and attention's output, nothing else.
         memory_constant_bytes: context, libraries and communicators.
@@ -205,6 +209,10 @@ class Framework:
     dp_overlap: float = 0.0
     tp_overlap: float = 0.0
     network_efficiency: float = 0.8
+    expert_efficiency: float = 1.0
+    expert_overlap: float = 0.0
+    once_per_node: bool = False
+    causal_flops: bool = False
     memory_margin: float = 1.05
     memory_constant_bytes: float = 1.5e9
     selective_by_operator: bool = False

@@ -60,6 +60,8 @@ class StepPrediction:
     Attributes:
         mfu: model FLOPs (scores in full) over what all devices could do at their peak in that time.
         hardware_flops_per_s: per device, with recomputation counted as work.
+        stages: one microbatch on each pipeline rank.
+        handover_s: of what a stage hands to the next.
     """
 
     plan: ParallelPlan
@@ -70,6 +72,8 @@ class StepPrediction:
     flops_per_s: float
     hardware_flops_per_s: float
     mfu: float
+    stages: tuple[StageTime, ...] = ()
+    handover_s: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """Plain numbers."""
@@ -138,8 +142,10 @@ def _layer(model: ModelDescription, device: Device, plan: ParallelPlan, network:
     expert = 0.0
     if plan.ep > 1:
         sparse = sum(c.sparse_layers) / model.layers
-        sent = tokens * c.num_experts_per_tok * c.hidden_size * width / (plan.tp if plan.sequence_parallel else 1)
-        expert = sparse * 4.0 * network.all_to_all_s(sent, plan.ep, plan.tp * plan.cp)
+        sent = tokens * c.num_experts_per_tok * c.hidden_size * width / plan.tp
+        copies = network.copies_beyond_node(c.num_experts_per_tok, plan.ep) if habits.once_per_node else 1.0
+        one = network.all_to_all_s(sent, plan.ep, beyond=copies)  # neighbours, each with its part of the tokens
+        expert = sparse * 4.0 * (1.0 - habits.expert_overlap) * one
         if plan.recompute == "full":
             expert *= 1.5
     return _Layer(
@@ -329,6 +335,8 @@ def predict_step(
         useful / seconds / plan.gpus,
         hardware / seconds / plan.gpus,
         useful / seconds / plan.gpus / peak,
+        tuple(stages),
+        handover,
     )
 
 

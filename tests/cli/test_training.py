@@ -23,9 +23,20 @@ def test_a_step_prints_tables(capsys):
     assert "Where the seconds go" in capsys.readouterr().out
 
 
+def test_steps_that_differ_have_quantiles(capsys):
+    vary = ["--jitter", "0.05", "--slow-rank", "3=1.2", "--load-s", "0.5", "--steps", "20"]
+    assert main([*STEP, *SPLIT, *vary, "--json"]) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert first["steps"]["p99_s"] >= first["steps"]["p50_s"] > first["iteration_s"]
+    assert main([*STEP, *SPLIT, *vary, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == first
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        (["--jitter", "-1"], "jitter=-1"),
+        (["--slow-rank", "99=2"], "slow_rank=99"),
         (["--tp", "3"], "gpus=16"),
         (["--gpu", "abacus"], "abacus"),
         (["--framework", "homemade"], "homemade"),
@@ -36,7 +47,7 @@ def test_a_step_prints_tables(capsys):
     ],
 )
 def test_a_plan_that_cannot_be_ends_with_one_line(capsys, changes, words):
-    assert main([*STEP, *changes]) == 2
+    assert main([*STEP, *(SPLIT if changes[0] in ("--jitter", "--slow-rank") else ()), *changes]) == 2
     said = capsys.readouterr()
     assert said.out == ""
     assert words in said.err

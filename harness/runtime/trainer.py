@@ -451,8 +451,8 @@ def is_exact(config: ModelConfig, plan: ParallelPlan) -> bool:
     """Whether one process that adds in `order_of_sums` must get the same bits.
 
     Tensor and context parallelism cut sums inside an operator, experts on other ranks see rows of several microbatches in one
-    product, the two uses of a tied matrix are not summed microbatch by microbatch, and a ring over more than two ranks starts at
-    a different rank for each piece.
+    product, the two uses of a tied matrix are not summed microbatch by microbatch, and a ring over more than two ranks starts
+    at a different rank for each piece.
     """
     cut = plan.tp > 1 or plan.cp > 1 or plan.ep > 1
     return not cut and not config.tie_word_embeddings and plan.dp <= 2 and order_of_sums(plan) is not None

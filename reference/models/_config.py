@@ -419,10 +419,17 @@ class Fields:
             raise InputError(self.where, field, value, f"is none of {', '.join(known)}")
         return str(value)
 
-    def divides(self, field: str, whole: int, part: int) -> None:
-        """Refuse a size that cannot be cut into equal heads."""
+    def section(self, field: str) -> Mapping[str, Any]:
+        """An object within the file."""
+        value = self._get(field, _absent)
+        if not isinstance(value, Mapping):
+            raise InputError(self.where, field, value, "must be an object")
+        return value
+
+    def divides(self, field: str, whole: int, part: int, of: str = "attention heads") -> None:
+        """Refuse a size that cannot be cut into equal parts."""
         if whole % part:
-            raise InputError(self.where, field, whole, f"must be a multiple of {part} attention heads")
+            raise InputError(self.where, field, whole, f"must be a multiple of {part} {of}")
 
     def ids(self, field: str, vocab_size: int) -> tuple[int, ...]:
         """One token id or a list of them; null is none."""

@@ -70,14 +70,15 @@ class Stack:
         found: dict[str, tuple[int, ...]] = {}
         for slot, name in self.names.items():
             if slot in NORMS:
-                own: dict[str, tuple[int, ...]] = {f"{name}.weight": (self.width,)} | (
-                    {} if self.rms else {f"{name}.bias": (self.width,)}
-                )
+                found[f"{name}.weight"] = (self.width,)
+                if not self.rms:
+                    found[f"{name}.bias"] = (self.width,)
             else:
                 rows = self.width if slot.endswith(("out", "down")) else self.hidden if slot in ("up", "gate") else heads
                 columns = self.hidden if slot == "down" else heads if slot.endswith("out") else self.width
-                own = {f"{name}.weight": (rows, columns)} | ({} if slot in self.unbiased else {f"{name}.bias": (rows,)})
-            found |= own
+                found[f"{name}.weight"] = (rows, columns)
+                if slot not in self.unbiased:
+                    found[f"{name}.bias"] = (rows,)
         return {self.prefix.format(layer) + name: shape for layer in range(self.layers) for name, shape in found.items()}
 
     def cost(self, B: int, T: int, S: int, *, M: int = 0, causal: bool = False, new_memory: bool = True) -> Cost:

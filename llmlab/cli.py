@@ -668,6 +668,82 @@ def simulate_network_command(
             show(title, rows)
 
 
+@simulate_app.command("rlhf")
+def simulate_rlhf_command(
+    model: Annotated[str, typer.Option(help="Known model, or the path of a config.json.")],
+    gpu: Annotated[str, typer.Option(help="Device, by name or alias.")],
+    gpus: Annotated[int, typer.Option(min=1, help="Devices that train (and write, where colocated).")],
+    tp: Annotated[int, typer.Option(min=1, help="Tensor-parallel degree of training.")] = 1,
+    pp: Annotated[int, typer.Option(min=1, help="Pipeline stages of training.")] = 1,
+    microbatch: Annotated[int, typer.Option(min=1, help="Sequences per forward pass of training.")] = 1,
+    framework: Annotated[str, typer.Option(help="Training preset.")] = "megatron",
+    placement: Annotated[str, typer.Option(help="colocated, or separate pools.")] = "colocated",
+    writer_gpus: Annotated[int, typer.Option(help="Devices of the pool that writes responses.")] = 0,
+    writer_tp: Annotated[int, typer.Option(help="Devices of one serving replica.")] = 1,
+    staleness: Annotated[int, typer.Option(help="Steps the writers may be ahead (separate pools).")] = 0,
+    prompts: Annotated[int, typer.Option(help="Prompts of a step.")] = 128,
+    samples: Annotated[int, typer.Option(help="Responses to each.")] = 8,
+    prompt_tokens: Annotated[int, typer.Option(help="Of every prompt.")] = 512,
+    response_tokens: Annotated[float, typer.Option(help="Mean length of a response.")] = 1024.0,
+    response_spread: Annotated[float, typer.Option(help="Spread of lengths over their mean.")] = 0.5,
+    max_response_tokens: Annotated[int, typer.Option(help="Where writing stops.")] = 8192,
+    updates: Annotated[int, typer.Option(help="Optimizer steps a batch is split into.")] = 1,
+    epochs: Annotated[int, typer.Option(help="Times a batch is gone over.")] = 1,
+    reference: Annotated[bool, typer.Option(help="A reference model scores.")] = True,
+    reward: Annotated[bool, typer.Option(help="A reward model scores.")] = True,
+    critic: Annotated[bool, typer.Option(help="A critic scores and is trained.")] = False,
+    offload: Annotated[bool, typer.Option(help="Optimizer state waits in host memory while responses are written.")] = True,
+    engine: Annotated[str, typer.Option(help="Serving engine.")] = "vllm",
+    steps: Annotated[int, typer.Option(help="Steps to simulate.")] = 6,
+    seed: Annotated[int, typer.Option(help="Of response lengths.")] = 0,
+    plot: Annotated[Path | None, typer.Option(help="Draw the pools over time (.png, .svg, .pdf).")] = None,
+    trace: Annotated[Path | None, typer.Option(help="Write a timeline for Perfetto (.json or .json.gz).")] = None,
+    json_output: Json = False,
+) -> None:
+    """Simulate reinforcement learning: write responses, score, train; where the time goes, on one pool or two."""
+    from llmlab.reports.pipeline_figure import check_picture
+    from llmlab.reports.rlhf_figure import save_rlhf
+    from llmlab.simulator.model.description import load_model
+    from llmlab.simulator.training.plan import dp_of, plan_of
+    from llmlab.simulator.training.rlhf import Rlhf, simulate_rlhf, tables
+    from llmlab.simulator.training.tracing import check_trace, write_trace
+
+    if plot is not None:
+        check_picture(plot)
+    if trace is not None:
+        check_trace(trace)
+    setting = Rlhf(
+        prompts=prompts,
+        samples=samples,
+        prompt_tokens=prompt_tokens,
+        response_tokens=response_tokens,
+        response_spread=response_spread,
+        max_response_tokens=max_response_tokens,
+        placement=placement,
+        writer_gpus=writer_gpus,
+        writer_tp=writer_tp,
+        staleness=staleness,
+        offload=offload,
+        updates=updates,
+        epochs=epochs,
+        reference=reference,
+        reward=reward,
+        critic=critic,
+        engine=engine,
+    )
+    plan = plan_of(framework, dp=dp_of(gpus, tp, pp, 1), tp=tp, pp=pp, microbatch=microbatch)
+    found = simulate_rlhf(load_model(model), plan, gpu, setting, steps=steps, seed=seed)
+    if trace is not None:
+        write_trace(trace, found.trace_events())
+    if plot is not None:
+        save_rlhf(found, plot)
+    if json_output:
+        emit(found.to_json())
+    else:
+        for title, rows in tables(found):
+            show(title, rows)
+
+
 @workload_app.command("describe")
 def workload_describe_command(
     trace: Annotated[Path, typer.Argument(help=TRACE_HELP)],

@@ -1,7 +1,7 @@
 """Steps that differ: devices that are not alike, times that jitter, a slow rank, batches that come late. Units: seconds.
 
 A step ends with its slowest rank. The time of a rank's microbatches is multiplied by what its device is worth (drawn once for
-a run, or given) and by what this step is worth (drawn per step). Ranks of a tensor- or context-parallel group meet in every layer,
+a run, or given) and by what this step is worth (drawn per step). Ranks of a tensor- or context-parallel group meet in layers,
 so a stage takes the largest factor of its group; stages wait for each other along the schedule, which is replayed action by
 action; data-parallel replicas meet at the end. Communication, the optimizer and the constant of a step do not vary here.
 

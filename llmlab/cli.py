@@ -903,26 +903,36 @@ def plan_train_command(
     seq: Annotated[int, typer.Option(min=1, help="Tokens per sequence.")],
     gpu: Annotated[str, typer.Option(help="Device, by name or alias.")] = "h100",
     framework: Annotated[str, typer.Option(help="Preset whose habits and constants apply.")] = "megatron",
-    precision: Annotated[str, typer.Option(help="bfloat16, float16, fp8 or float32.")] = "bfloat16",
-    schedule: Annotated[list[str] | None, typer.Option(help="Pipeline schedules to consider; 1f1b and interleaved.")] = None,
+    precision: Annotated[
+        str, typer.Option(help="Precisions to choose from, by commas: bfloat16, float16, fp8, nvfp4, float32.")
+    ] = "bfloat16",
+    schedule: Annotated[
+        list[str] | None, typer.Option(help="Pipeline schedule to consider; may be repeated. All where not given.")
+    ] = None,
+    optimizer: Annotated[str, typer.Option(help="adam, adam-8bit, adafactor, muon, sgd-momentum or sgd.")] = "adam",
+    offload: Annotated[
+        str, typer.Option(help="What may live in host memory, by commas: none, optimizer, all (weights too).")
+    ] = "none,optimizer",
     top: Annotated[int, typer.Option(min=1, help="Plans to show.")] = 5,
     json_output: Json = False,
 ) -> None:
     """Search every plan that fits for the quickest step; explain the winner, price the runners-up, print launch flags."""
     from llmlab.simulator.model.description import load_model
-    from llmlab.simulator.training.search import search, tables
+    from llmlab.simulator.training.search import SEARCHED, Choices, search, tables
 
-    result = search(
-        load_model(model),
-        gpu,
-        gpus,
-        global_batch,
-        seq,
-        name=framework,
-        precision=precision,
-        schedules=schedule or ("1f1b", "interleaved"),
-        keep=top,
-    )
+    choices = Choices(tuple(schedule or SEARCHED), tuple(precision.split(",")), optimizer, tuple(offload.split(",")))
+    with progress_bar("screening") as advance:
+        result = search(
+            load_model(model),
+            gpu,
+            gpus,
+            global_batch,
+            seq,
+            name=framework,
+            choices=choices,
+            keep=top,
+            progress=lambda done, total: advance("plans", done, total),
+        )
     if json_output:
         emit(result.to_json())
     else:

@@ -392,6 +392,8 @@ def setting_of(row: TrainingRow) -> Setting:
         "precision": "fp8" if re.search("fp8|float8", words.get("dtype", "").lower()) else "bfloat16",
         "zero_stage": _zero_stage(words.get("sharding", ""), habits.zero_stage),
     }
+    if name.startswith("megatron-2"):  # its gradients are scattered once per step: what is called ZeRO-2 there keeps them whole
+        given["zero_stage"] = min(1, given["zero_stage"])
     if tp == 1:
         given["sequence_parallel"] = False
     stated = row.count("mbs")

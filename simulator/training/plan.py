@@ -15,13 +15,43 @@ from typing import Any, Literal
 from llmlab.reference.errors import InputError
 from llmlab.reference.models._config import ModelConfig
 from llmlab.simulator.model.description import ModelDescription
+from llmlab.simulator.training.pipeline_time import BOTH_WAYS, FOLDED, PAIRED
 
 Recompute = Literal["none", "selective", "full"]
 
-SCHEDULES = ("naive", "gpipe", "1f1b", "interleaved", "zb-h1", "zb-h2", "zb-1p", "zb-2p")
-PRECISIONS = ("float16", "bfloat16", "fp8", "float32")
-OPTIMIZERS: Mapping[str, float] = {"adam": 8.0, "sgd-momentum": 4.0, "sgd": 0.0}
-"""Bytes of float32 state per weight beside the master copy."""
+SCHEDULES = (
+    "naive",
+    "gpipe",
+    "1f1b",
+    "interleaved",
+    "zb-h1",
+    "zb-h2",
+    "zb-1p",
+    "zb-2p",
+    "zb-v",
+    "v-half",
+    "v-min",
+    "dualpipe",
+    "dualpipe-v",
+    "chimera",
+    "pipedream",
+)
+PRECISIONS = ("float16", "bfloat16", "fp8", "nvfp4", "float32")
+PRECISION_ALIASES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32", "fp4": "nvfp4"}
+OPTIMIZERS: Mapping[str, float] = {
+    "adam": 8.0,
+    "adam-8bit": 2.0 + 8.0 / 2048,
+    "adafactor": 0.0,
+    "muon": 4.0,
+    "sgd-momentum": 4.0,
+    "sgd": 0.0,
+}
+"""Bytes of state per weight of a matrix beside the master copy. 8-bit Adam has a float32 scale per 2048 of each moment
+(arXiv:2110.02861, section 2.1); Adafactor's row and column sums (arXiv:1804.04235) and Muon's Adam for what is no hidden matrix
+depend on the model: `memory.optimizer_bytes`."""
+TENSOR_MODES = ("1d", "2d", "2.5d", "3d")
+"""Tensor parallelism of Megatron-LM; on SUMMA grids (arXiv:2104.05343); on grids that share weights (arXiv:2105.14500); on
+cubes (arXiv:2105.14450)."""
 PRESETS = Path(__file__).resolve().parent / "frameworks.yaml"
 CONSTANTS = Path(__file__).resolve().parent / "framework_constants.yaml"
 """What was fitted for each framework; written by `harness/validation/fit_training.py`."""
@@ -41,8 +71,11 @@ class ParallelPlan:
         global_batch: sequences of one optimizer step.
         sequence: tokens of one sequence.
         recompute: activations that are computed again in the backward pass: none, selective (attention core), full (layers).
+        precision: of matrix products: float16, bfloat16, fp8, nvfp4 or float32.
         offload: optimizer state and master weights live in host memory (ZeRO-Offload, arXiv:2101.06840).
         framework: preset whose habits and fitted constants apply.
+        offload_weights: weights live there too and come layer by layer (ZeRO-Infinity, arXiv:2104.07857); needs ZeRO-3.
+        tensor: how `tp` ranks share a matrix: 1d, 2d (a grid), 2.5d (`tensor_depth` grids) or 3d (a cube).
     """
 
     dp: int = 1
@@ -63,6 +96,9 @@ class ParallelPlan:
     schedule: str = "1f1b"
     offload: bool = False
     framework: str = "megatron"
+    offload_weights: bool = False
+    tensor: str = "1d"
+    tensor_depth: int = 1
 
     @property
     def gpus(self) -> int:
@@ -83,30 +119,42 @@ class ParallelPlan:
         """Tokens of one optimizer step."""
         return self.global_batch * self.sequence
 
+    @property
+    def chunks(self) -> int:
+        """Pieces of the model a pipeline rank runs one after the other."""
+        return 2 if self.schedule in FOLDED else self.virtual_stages
+
+    @property
+    def tensor_side(self) -> int:
+        """Ranks along an edge of the grid or cube that shares a matrix; `tp` where there is none.
+
+        >>> ParallelPlan(tp=8, tensor="3d").tensor_side, ParallelPlan(tp=8, tensor="2.5d", tensor_depth=2).tensor_side
+        (2, 2)
+        """
+        if self.tensor == "1d":
+            return self.tp
+        return round((self.tp / self.tensor_depth) ** (1 / 3 if self.tensor == "3d" else 1 / 2))
+
     def check(self, model: ModelDescription, where: str = "plan") -> None:
         """Refuse a plan that cannot run, with the first reason.
 
         Raises:
             InputError: a degree below 1, sizes that do not divide, more stages than layers, or an unknown name.
         """
-        for name in ("dp", "tp", "pp", "cp", "ep", "virtual_stages", "microbatch", "global_batch", "sequence"):
+        for name in _COUNTS:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise InputError(where, name, value, "must be a whole number of at least 1")
-        for name, known in (
-            ("schedule", SCHEDULES),
-            ("precision", PRECISIONS),
-            ("optimizer", tuple(OPTIMIZERS)),
-            ("recompute", ("none", "selective", "full")),
-            ("zero_stage", (0, 1, 2, 3)),
-            ("framework", tuple(framework_names())),
-        ):
+        for name, known in _KNOWN.items():
             if getattr(self, name) not in known:
                 raise InputError(where, name, getattr(self, name), f"not one of {', '.join(map(str, known))}")
-        self._check_sizes(model, where)
+        if self.framework not in _shipped():
+            raise InputError(where, "framework", self.framework, f"not one of {', '.join(framework_names())}")
+        self._check_batch(where)
+        self._check_stages(model, where)
+        self._check_tensor(model, where)
 
-    def _check_sizes(self, model: ModelDescription, where: str) -> None:
-        c = model.config
+    def _check_batch(self, where: str) -> None:
         if self.global_batch % (self.dp * self.microbatch):
             raise InputError(
                 where,
@@ -116,24 +164,40 @@ class ParallelPlan:
             )
         if self.shard_over and (self.shard_over < 0 or self.dp % self.shard_over):
             raise InputError(where, "shard_over", self.shard_over, f"must divide dp={self.dp}")
-        stages = self.pp * self.virtual_stages
-        ends = (
-            2 if self.virtual_stages > 1 and model.layers % stages else 0
-        )  # embedding and output matrix as layers of their own
+        if self.offload_weights and self.zero_stage < 3:
+            raise InputError(
+                where, "offload_weights", True, f"weights are fetched layer by layer only under ZeRO-3, not {self.zero_stage}"
+            )
+        if reason := microbatches_refused(self.schedule, self.pp, self.microbatches):
+            raise InputError(where, "schedule", self.schedule, reason)
+
+    def _check_stages(self, model: ModelDescription, where: str) -> None:
+        stages = self.pp * self.chunks
+        if self.virtual_stages > 1 and self.schedule != "interleaved":
+            raise InputError(
+                where, "virtual_stages", self.virtual_stages, f"schedule {self.schedule} does not take virtual stages"
+            )
+        # embedding and output matrix as layers of their own
+        ends = 2 if self.chunks > 1 and model.layers % stages else 0
         if stages > model.layers + ends:
             raise InputError(where, "pp", self.pp, f"{stages} stages are more than the {model.layers} layers of {model.name}")
-        if self.virtual_stages > 1 and model.layers % stages and (model.layers + 2) % stages:
-            raise InputError(where, "virtual_stages", self.virtual_stages, f"{stages} chunks must divide {model.layers} layers")
-        if self.virtual_stages > 1 and self.schedule != "interleaved":
-            raise InputError(where, "virtual_stages", self.virtual_stages, f"schedule {self.schedule} has one chunk per rank")
+        if self.chunks > 1 and model.layers % stages and (model.layers + 2) % stages:
+            named = "virtual_stages" if self.virtual_stages > 1 else "pp"
+            raise InputError(where, named, getattr(self, named), f"{stages} chunks must divide {model.layers} layers")
         if self.virtual_stages > 1 and self.microbatches % self.pp:
             raise InputError(
                 where, "global_batch", self.global_batch, f"{self.microbatches} microbatches must divide by pp={self.pp}"
             )
-        if c.num_attention_heads % self.tp:
-            raise InputError(where, "tp", self.tp, f"must divide {c.num_attention_heads} query heads of {model.name}")
-        if not c.latent and c.num_key_value_heads % self.tp and self.tp % c.num_key_value_heads:
-            raise InputError(where, "tp", self.tp, f"must divide {c.num_key_value_heads} key/value heads, or they it")
+
+    def _check_tensor(self, model: ModelDescription, where: str) -> None:
+        c = model.config
+        if self.tensor == "1d":
+            if c.num_attention_heads % self.tp:
+                raise InputError(where, "tp", self.tp, f"must divide {c.num_attention_heads} query heads of {model.name}")
+            if not c.latent and c.num_key_value_heads % self.tp and self.tp % c.num_key_value_heads:
+                raise InputError(where, "tp", self.tp, f"must divide {c.num_key_value_heads} key/value heads, or they it")
+        else:
+            self._check_grid(model, where)
         if self.sequence % (self.cp * (self.tp if self.sequence_parallel else 1)):
             raise InputError(where, "sequence", self.sequence, f"must be a multiple of cp={self.cp} (and tp where it is split)")
         if self.ep > 1 and not c.is_moe:
@@ -142,8 +206,28 @@ class ParallelPlan:
             raise InputError(
                 where, "ep", self.ep, f"must divide {c.num_experts} experts and {self.dp * self.tp * self.cp} ranks"
             )
-        if self.zero_stage == 3 and self.pp > 1:
-            raise InputError(where, "zero_stage", 3, "gathers weights every microbatch: not combined with a pipeline here")
+
+    def _check_grid(self, model: ModelDescription, where: str) -> None:
+        """Grids and cubes cut sequences, heads and widths by their side."""
+        c, side = model.config, self.tensor_side
+        rows = {"2d": side, "2.5d": side * self.tensor_depth, "3d": side * side}[self.tensor]
+        if self.tensor != "2.5d" and self.tensor_depth != 1:
+            raise InputError(
+                where, "tensor_depth", self.tensor_depth, f"only 2.5d tensor parallelism has a depth, not {self.tensor}"
+            )
+        if side ** (3 if self.tensor == "3d" else 2) * self.tensor_depth != self.tp:
+            shape = {"2d": "a square", "2.5d": f"{self.tensor_depth} squares", "3d": "a cube"}[self.tensor]
+            raise InputError(where, "tp", self.tp, f"ranks of {self.tensor} tensor parallelism must form {shape}")
+        if c.num_attention_heads % side or c.num_key_value_heads % side or c.hidden_size % side:
+            sizes = f"{c.num_attention_heads} query heads, {c.num_key_value_heads} key/value heads and width {c.hidden_size}"
+            raise InputError(where, "tp", self.tp, f"a side of {side} must divide {sizes}")
+        if self.microbatch % rows:
+            raise InputError(where, "microbatch", self.microbatch, f"{self.tensor} tensor parallelism cuts it into {rows}")
+        for name, unset in (("sequence_parallel", False), ("cp", 1), ("ep", 1)):
+            if getattr(self, name) != unset:
+                raise InputError(where, name, getattr(self, name), f"not combined with {self.tensor} tensor parallelism")
+        if c.is_moe or c.latent or any(c.linear_layers):
+            raise InputError(where, "tensor", self.tensor, f"only dense layers with plain attention, not {model.name}")
 
     def layers_of_stages(self, layers: int) -> list[int]:
         """Layers of each pipeline rank; the first ones take the remainder.
@@ -153,12 +237,46 @@ class ParallelPlan:
 
         >>> ParallelPlan(pp=4).layers_of_stages(29), ParallelPlan(pp=4).layers_of_stages(30)
         ([8, 7, 7, 7], [7, 8, 8, 7])
+        >>> ParallelPlan(pp=4, schedule="zb-v").layers_of_stages(30)
+        [6, 8, 8, 8]
         """
         whole, rest = divmod(layers, self.pp)
+        if self.schedule in FOLDED and rest:  # both ends are on the first rank
+            return [whole + 1 - 2 * (stage == 0) for stage in range(self.pp)]
         if rest and self.pp > 1 and (layers + 2) % self.pp == 0 and layers + 2 >= 2 * self.pp:
             even = (layers + 2) // self.pp
             return [even - (stage == 0) - (stage == self.pp - 1) for stage in range(self.pp)]
         return [whole + (stage < rest) for stage in range(self.pp)]
+
+
+_COUNTS = ("dp", "tp", "pp", "cp", "ep", "virtual_stages", "microbatch", "global_batch", "sequence", "tensor_depth")
+_KNOWN: Mapping[str, tuple[Any, ...]] = {
+    "schedule": SCHEDULES,
+    "precision": PRECISIONS,
+    "optimizer": tuple(OPTIMIZERS),
+    "recompute": ("none", "selective", "full"),
+    "zero_stage": (0, 1, 2, 3),
+    "tensor": TENSOR_MODES,
+}
+
+
+def microbatches_refused(schedule: str, pp: int, microbatches: int) -> str:
+    """Why a schedule does not take so many stages or microbatches; empty where it does.
+
+    >>> microbatches_refused("dualpipe", 4, 6), microbatches_refused("1f1b", 4, 1)
+    ('needs at least 2 pp = 8 microbatches, not 6', '')
+    """
+    if schedule in FOLDED + BOTH_WAYS and pp < 2:
+        return "needs at least 2 pipeline stages"
+    if schedule in BOTH_WAYS and pp % 2:
+        return f"needs an even number of pipeline stages, not {pp}"
+    if schedule in PAIRED and microbatches < 2 * pp:
+        return f"needs at least 2 pp = {2 * pp} microbatches, not {microbatches}"
+    if schedule == "dualpipe" and microbatches % 2:
+        return f"needs an even number of microbatches, not {microbatches}"
+    if schedule == "chimera" and microbatches % pp:
+        return f"needs microbatches that are a multiple of pp={pp}, not {microbatches}"
+    return ""
 
 
 @dataclass(frozen=True)
@@ -188,6 +306,11 @@ class Framework:
         memory_margin: allocated bytes over counted ones.
         selective_by_operator: selective recomputation keeps every second matrix product and attention's output, nothing else.
         memory_constant_bytes: context, libraries and communicators.
+        tensor: how tensor-parallel ranks share a matrix where a plan does not say.
+        hierarchical_all_to_all: tokens go to experts in two levels, inside nodes first (HetuMoE, arXiv:2203.14685).
+        einsum_dispatch: tokens are put in order for experts by products with one-hot matrices (GShard, arXiv:2006.16668).
+        capacity_factor: rows experts compute and receive, padding included, over the tokens routed to them.
+        message_s: seconds per message that a rank sends to another node in an all-to-all.
     """
 
     name: str
@@ -216,6 +339,11 @@ class Framework:
     memory_margin: float = 1.05
     memory_constant_bytes: float = 1.5e9
     selective_by_operator: bool = False
+    tensor: str = "1d"
+    hierarchical_all_to_all: bool = False
+    einsum_dispatch: bool = False
+    capacity_factor: float = 1.0
+    message_s: float = 0.0
     source: str = ""
 
     def efficiency(self, generation: str) -> float:
@@ -297,8 +425,10 @@ def plan_of(name: str, **given: Any) -> ParallelPlan:
     1
     """
     habits = framework(name)
-    settings = {key: getattr(habits, key) for key in ("zero_stage", "schedule", "recompute", "sequence_parallel")}
+    settings = {key: getattr(habits, key) for key in ("zero_stage", "schedule", "recompute", "sequence_parallel", "tensor")}
     settings |= {key: value for key, value in given.items() if value is not None}
+    if "precision" in settings:
+        settings["precision"] = PRECISION_ALIASES.get(settings["precision"], settings["precision"])
     return ParallelPlan(framework=name, **settings)
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from llmlab.reference.errors import InputError
-from llmlab.simulator.training.pipeline_time import REPLAYED, StageTime, pipeline_seconds
+from llmlab.simulator.training.pipeline_time import IN_LINE, REPLAYED, StageTime, pipeline_seconds
 from llmlab.simulator.training.step import StepPrediction
 
 DISTRIBUTIONS = ("normal", "lognormal")
@@ -110,7 +110,7 @@ def _pipeline_s(step: StepPrediction, stage_factors: np.ndarray) -> float:
     plan, stages = step.plan, step.stages
     if plan.pp == 1:
         return plan.microbatches * stages[0].total_s * float(stage_factors[0])
-    if plan.schedule not in REPLAYED:
+    if plan.schedule not in IN_LINE:
         slowed = [
             StageTime(*(part * float(by) for part in (one.forward_s, one.backward_input_s, one.backward_weight_s)))
             for one, by in zip(stages, stage_factors)

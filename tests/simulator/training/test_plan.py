@@ -23,7 +23,20 @@ MODEL = gpt(24, 1024, 16, 51200, 1024)
         ("precision", {"precision": "fp5"}),
         ("recompute", {"recompute": "some"}),
         ("zero_stage", {"zero_stage": 4}),
-        ("zero_stage", {"zero_stage": 3, "pp": 2}),
+        ("schedule", {"pp": 3, "schedule": "dualpipe", "global_batch": 12}),
+        ("schedule", {"pp": 4, "schedule": "dualpipe-v", "global_batch": 7}),
+        ("schedule", {"pp": 4, "schedule": "chimera", "global_batch": 6}),
+        ("schedule", {"schedule": "zb-v"}),
+        ("pp", {"pp": 5, "schedule": "zb-v", "global_batch": 16}),
+        ("offload_weights", {"zero_stage": 2, "offload_weights": True}),
+        ("optimizer", {"optimizer": "sgdm"}),
+        ("tensor", {"tensor": "4d"}),
+        ("tp", {"tensor": "2d", "tp": 8}),
+        ("tp", {"tensor": "3d", "tp": 4}),
+        ("tp", {"tensor": "2.5d", "tp": 4, "tensor_depth": 3}),
+        ("tensor_depth", {"tensor": "2d", "tp": 4, "tensor_depth": 2}),
+        ("microbatch", {"tensor": "2d", "tp": 4}),
+        ("sequence_parallel", {"tensor": "2d", "tp": 4, "microbatch": 2, "global_batch": 2, "sequence_parallel": True}),
         ("shard_over", {"dp": 4, "global_batch": 4, "zero_stage": 3, "shard_over": 3}),
         ("microbatch", {"microbatch": 0}),
         ("framework", {"framework": "homemade"}),
@@ -48,7 +61,9 @@ def test_layers_of_stages_add_up():
 
 def test_every_framework_makes_a_plan_that_runs():
     for name in framework_names():
-        plan = plan_of(name, dp=2, tp=2, global_batch=8, sequence=1024)
+        grid = framework(name).tensor != "1d"
+        sizes = {"tp": 8 if "3d" in name else 4, "microbatch": 4} if grid else {"tp": 2}
+        plan = plan_of(name, dp=2, global_batch=8, sequence=1024, **sizes)
         plan.check(MODEL)
         assert plan.framework == name
         assert framework(name).efficiency("no such generation") > 0

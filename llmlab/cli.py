@@ -571,16 +571,27 @@ def simulate_train_command(
     prefetch: Annotated[int, typer.Option(help="Batches loaded ahead; 0 loads before each step.")] = 2,
     steps: Annotated[int, typer.Option(help="Steps drawn where they differ.")] = 200,
     seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
+    plot: Annotated[Path | None, typer.Option(help="Draw every stage over time (.png, .svg, .pdf).")] = None,
+    trace: Annotated[Path | None, typer.Option(help="Write every rank's timeline for Perfetto (.json or .json.gz).")] = None,
     json_output: Json = False,
 ) -> None:
     """Predict one training step: seconds, where each goes, tokens per second, MFU, memory of the fullest rank."""
+    from llmlab.reports.pipeline_figure import check_picture
+    from llmlab.reports.step_figure import save_step
     from llmlab.simulator.model.description import load_model
     from llmlab.simulator.training.failures import long_run
     from llmlab.simulator.training.network import TopologyNetwork
     from llmlab.simulator.training.plan import dp_of, plan_of
     from llmlab.simulator.training.step import predict_step, tables
-    from llmlab.simulator.training.stragglers import Variation, parse_slow_ranks, simulate_steps
+    from llmlab.simulator.training.step_timeline import step_timeline
+    from llmlab.simulator.training.stragglers import Variation, first_step_factors, parse_slow_ranks, simulate_steps
     from llmlab.simulator.training.topology import read_topology
+    from llmlab.simulator.training.tracing import check_trace, write_trace
+
+    if plot is not None:
+        check_picture(plot)
+    if trace is not None:
+        check_trace(trace)
 
     plan = plan_of(
         framework,
@@ -606,9 +617,15 @@ def simulate_train_command(
     hours = failure_gpu_hours
     run = long_run(described.parameters, gpus, gpu_hours_apart=hours, **settings) if hours is not None else None
     more = {"long_run": run} if run else {}
-    if jitter or device_spread or slow_rank or load_s:
-        varied = Variation(jitter, device_spread, parse_slow_ranks(slow_rank or ()), load_s=load_s, prefetch=prefetch)
+    varied = Variation(jitter, device_spread, parse_slow_ranks(slow_rank or ()), load_s=load_s, prefetch=prefetch)
+    if varied != Variation(prefetch=prefetch):
         more["steps"] = simulate_steps(step, varied, steps, seed).to_json()
+    if plot is not None or trace is not None:
+        timeline = step_timeline(step, first_step_factors(step, varied, seed))
+        if trace is not None:
+            write_trace(trace, timeline.trace_events())
+        if plot is not None:
+            save_step(timeline, plot)
     if json_output:
         emit(step.to_json() | more)
     else:

@@ -175,9 +175,7 @@ def simulate_steps(step: StepPrediction, variation: Variation, steps: int = 200,
     if steps < 1:
         raise InputError("stragglers", "steps", steps, "must be at least 1")
     rng = np.random.default_rng(seed)
-    worth = factors(rng, plan.gpus, variation.device_spread, variation.distribution)
-    for rank, factor in sorted(variation.slow_ranks.items()):
-        worth[rank] *= factor
+    worth = _worth(rng, plan.gpus, variation)
     shape = (plan.pp, plan.dp, plan.cp * plan.tp)  # ranks as Megatron-LM numbers them
     base = _pipeline_s(step, np.ones(plan.pp))
     known: dict[bytes, float] = {}
@@ -201,6 +199,27 @@ def simulate_steps(step: StepPrediction, variation: Variation, steps: int = 200,
     loads = variation.load_s * factors(rng, steps, variation.load_jitter, variation.distribution)
     waits = loading_waits(running, loads, variation.prefetch)
     return StepTimes(step.seconds, running + waits, waits, slowest)
+
+
+def _worth(rng: np.random.Generator, ranks: int, variation: Variation) -> np.ndarray:
+    """What each device is worth for the whole run."""
+    found = factors(rng, ranks, variation.device_spread, variation.distribution)
+    for rank, factor in sorted(variation.slow_ranks.items()):
+        found[rank] *= factor
+    return found
+
+
+def first_step_factors(step: StepPrediction, variation: Variation, seed: int = 0) -> np.ndarray:
+    """Factors of the first drawn step, stage by replica: what a timeline of it needs.
+
+    Raises:
+        InputError: a setting out of range.
+    """
+    plan = step.plan
+    variation.check(plan.gpus)
+    rng = np.random.default_rng(seed)
+    each = _worth(rng, plan.gpus, variation) * factors(rng, plan.gpus, variation.jitter, variation.distribution)
+    return np.asarray(each.reshape(plan.pp, plan.dp, plan.cp * plan.tp).max(axis=2))
 
 
 def loading_waits(steps_s: Sequence[float] | np.ndarray, loads_s: Sequence[float] | np.ndarray, prefetch: int) -> np.ndarray:

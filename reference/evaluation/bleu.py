@@ -243,9 +243,19 @@ def same_scores(expected: Any, actual: Any) -> bool:
     )
 
 
+def _many(rng: np.random.Generator) -> dict[str, Any]:
+    words = np.array([f"w{n}" for n in range(5000)])
+
+    def text() -> str:
+        return " ".join(words[rng.zipf(1.3, 25) % len(words)])
+
+    return {"hypotheses": [text() for _ in range(500)], "references": [[text()] for _ in range(500)]}
+
+
 BLEU = Procedure(
     reference=both,
     examples=_examples,
     paper="doi:10.3115/1073083.1073135",
     same=same_scores,
+    shapes={"500 sentences of 25 words": _many},
 )

@@ -188,4 +188,14 @@ def _same(expected: dict[str, float], actual: dict[str, float]) -> bool:
     return expected.keys() == actual.keys() and all(abs(expected[name] - actual[name]) <= 1e-5 for name in expected)
 
 
-CLASSIFICATION = Procedure(reference=classification, examples=_examples, paper="arXiv:1706.04599", same=_same)
+def _mmlu(rng: np.random.Generator) -> dict[str, Any]:
+    return {"probability_NC": rng.dirichlet(np.ones(4), 14042), "true_N": rng.integers(0, 4, 14042)}
+
+
+CLASSIFICATION = Procedure(
+    reference=classification,
+    examples=_examples,
+    paper="arXiv:1706.04599",
+    same=_same,
+    shapes={"as many questions as MMLU, 14,042 of 4 choices": _mmlu},
+)

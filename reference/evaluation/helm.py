@@ -190,4 +190,14 @@ def _same(expected: dict[str, np.ndarray], actual: dict[str, np.ndarray]) -> boo
     )
 
 
-HELM = Procedure(reference=helm, examples=_examples, paper="arXiv:2211.09110", same=_same)
+def _paper(rng: np.random.Generator) -> dict[str, Any]:
+    return {"score_MSPI": (rng.random((30, 16, 6, 1000)) < 0.6).astype(np.float64), "seed": 0, "resamples": 100}
+
+
+HELM = Procedure(
+    reference=helm,
+    examples=_examples,
+    paper="arXiv:2211.09110",
+    same=_same,
+    shapes={"30 models, 16 core scenarios, 1,000 questions": _paper},
+)

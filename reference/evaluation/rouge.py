@@ -152,4 +152,19 @@ def _same(expected: dict[str, Score], actual: dict[str, Score]) -> bool:
     )
 
 
-ROUGE = Procedure(reference=rouge, examples=_examples, paper="W04-1013 (Lin 2004)", same=_same)
+def _many(rng: np.random.Generator) -> dict[str, Any]:
+    words = np.array([f"w{n}" for n in range(5000)])
+
+    def text() -> str:
+        return " ".join(words[rng.zipf(1.3, 25) % len(words)])
+
+    return {"prediction": "\n".join(text() for _ in range(3)), "targets": ["\n".join(text() for _ in range(3))]}
+
+
+ROUGE = Procedure(
+    reference=rouge,
+    examples=_examples,
+    paper="W04-1013 (Lin 2004)",
+    same=_same,
+    shapes={"a summary of 75 words": _many},
+)

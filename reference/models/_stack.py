@@ -232,6 +232,11 @@ def drawn(expected: Mapping[str, tuple[int, ...]], rng: np.random.Generator, std
     }
 
 
+def single(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The weights in float32, as they are when something is timed."""
+    return {name: array.astype(np.float32) for name, array in weights.items()}
+
+
 def padded(rng: np.random.Generator, B: int, T: int) -> np.ndarray:
     """A padding mask keep_BT: every sequence keeps at least one token in front."""
     return np.arange(T) < rng.integers(1, T + 1, (B, 1))

@@ -17,7 +17,7 @@ from llmlab.reference.layers.embedding import embedding
 from llmlab.reference.layers.layer_norm import layer_norm
 from llmlab.reference.models._config import Fields
 from llmlab.reference.models._fairseq import DECODER_LAYER, ENCODER_LAYER, stack
-from llmlab.reference.models._stack import Seen, Stack, check_shapes, drawn, padded, run
+from llmlab.reference.models._stack import Seen, Stack, check_shapes, drawn, padded, run, single
 from llmlab.reference.models._weights import Weights
 from llmlab.reference.models.llama import same_logits
 from llmlab.reference.op import Cost, Dims, Procedure
@@ -139,4 +139,24 @@ def _examples(rng: np.random.Generator) -> dict[str, Any]:
     return {"config": config, "weights": drawn(config.weight_shapes(), rng), **pair_of_texts(rng, config.vocab_size)}
 
 
-BART = Procedure(reference=bart, examples=_examples, paper="arXiv:1910.13461", same=same_logits, cost=encoder_decoder_cost)
+def timed(config: Any, rng: np.random.Generator, *, M: int, T: int) -> dict[str, Any]:
+    """One source of M tokens and one target of T, float32 weights."""
+    source_1M, target_1T = rng.integers(0, config.vocab_size, (1, M)), rng.integers(0, config.vocab_size, (1, T))
+    weights = single(drawn(config.weight_shapes(), rng, std=0.02))
+    return {"config": config, "weights": weights, "source_BM": source_1M, "keep_BM": source_1M >= 0, "target_BT": target_1T}
+
+
+def _base(rng: np.random.Generator) -> dict[str, Any]:
+    sizes = {"layers": 6, "attention_heads": 12, "ffn_dim": 3072}
+    both = {f"{side}_{name}": n for side in ("encoder", "decoder") for name, n in sizes.items()}
+    return timed(BartConfig.from_dict({"model_type": "bart", "d_model": 768, "vocab_size": 50265, **both}), rng, M=32, T=8)
+
+
+BART = Procedure(
+    reference=bart,
+    examples=_examples,
+    paper="arXiv:1910.13461",
+    same=same_logits,
+    cost=encoder_decoder_cost,
+    shapes={"bart-base, 32 in, 8 out": _base},
+)

@@ -15,7 +15,7 @@ from llmlab.reference.layers.embedding import embedding
 from llmlab.reference.layers.layer_norm import layer_norm
 from llmlab.reference.models._blocks import linear
 from llmlab.reference.models._config import Fields
-from llmlab.reference.models._stack import ACTIVATIONS, Stack, activated, check_shapes, drawn, padded, run
+from llmlab.reference.models._stack import ACTIVATIONS, Stack, activated, check_shapes, drawn, padded, run, single
 from llmlab.reference.models._weights import Weights
 from llmlab.reference.models.llama import same_logits
 from llmlab.reference.op import Cost, Dims, Procedure
@@ -178,4 +178,25 @@ def _examples(rng: np.random.Generator) -> dict[str, Any]:
     }
 
 
-BERT = Procedure(reference=bert, examples=_examples, paper="arXiv:1810.04805", same=same_logits, cost=bert_cost)
+def text_of(config: BertConfig, rng: np.random.Generator, B: int, T: int) -> dict[str, Any]:
+    """B texts of T random tokens, nothing padded."""
+    ids_BT = rng.integers(2, config.vocab_size, (B, T))
+    return {"ids_BT": ids_BT, "keep_BT": np.ones((B, T), dtype=bool)}
+
+
+def _small(rng: np.random.Generator) -> dict[str, Any]:
+    sizes = {"hidden_size": 512, "num_attention_heads": 8, "intermediate_size": 2048, "num_hidden_layers": 4}
+    config = BertConfig.from_dict({"model_type": "bert", "vocab_size": 30522, **sizes}, "bert-small")
+    text = text_of(config, rng, 1, 128)
+    weights = single(drawn(config.weight_shapes(), rng, std=0.02))
+    return {"config": config, "weights": weights, **text, "segments_BT": 0 * text["ids_BT"]}
+
+
+BERT = Procedure(
+    reference=bert,
+    examples=_examples,
+    paper="arXiv:1810.04805",
+    same=same_logits,
+    cost=bert_cost,
+    shapes={"bert-small (4 x 512), one text of 128": _small},
+)

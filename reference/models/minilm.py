@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from llmlab.reference.models._stack import Stack, check_shapes, drawn, padded
+from llmlab.reference.models._stack import Stack, check_shapes, drawn, padded, single
 from llmlab.reference.models._weights import Weights
-from llmlab.reference.models.bert import LAYER, BertConfig, encode
+from llmlab.reference.models.bert import LAYER, BertConfig, encode, text_of
 from llmlab.reference.models.bert import tiny_config as tiny_bert
 from llmlab.reference.models.llama import same_logits
 from llmlab.reference.op import Cost, Dims, Procedure
@@ -63,4 +63,17 @@ def _examples(rng: np.random.Generator) -> dict[str, Any]:
     return {"config": config, "weights": weights, "ids_BT": ids_BT, "keep_BT": padded(rng, B, T)}
 
 
-MINILM = Procedure(reference=minilm, examples=_examples, paper="arXiv:2002.10957", same=same_logits, cost=minilm_cost)
+def _l6(rng: np.random.Generator) -> dict[str, Any]:
+    sizes = {"hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536, "num_hidden_layers": 6}
+    config = BertConfig.from_dict({"model_type": "bert", "vocab_size": 30522, **sizes}, "minilm-l6", body="")
+    return {"config": config, "weights": single(drawn(config.encoder_shapes(), rng, std=0.02)), **text_of(config, rng, 1, 64)}
+
+
+MINILM = Procedure(
+    reference=minilm,
+    examples=_examples,
+    paper="arXiv:2002.10957",
+    same=same_logits,
+    cost=minilm_cost,
+    shapes={"all-minilm-l6, one text of 64": _l6},
+)

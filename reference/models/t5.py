@@ -19,7 +19,7 @@ from llmlab.reference.layers.rms_norm import rms_norm
 from llmlab.reference.models._config import Fields
 from llmlab.reference.models._stack import ACTIVATIONS, MATRICES, Seen, Stack, check_shapes, drawn, run
 from llmlab.reference.models._weights import Weights
-from llmlab.reference.models.bart import encoder_decoder_cost, pair_of_texts
+from llmlab.reference.models.bart import encoder_decoder_cost, pair_of_texts, timed
 from llmlab.reference.models.llama import same_logits
 from llmlab.reference.op import Procedure
 from llmlab.reference.positions.t5_bias import buckets_TS
@@ -192,4 +192,16 @@ def _examples(rng: np.random.Generator) -> dict[str, Any]:
     return {"config": config, "weights": drawn(config.weight_shapes(), rng), **pair_of_texts(rng, config.vocab_size)}
 
 
-T5 = Procedure(reference=t5, examples=_examples, paper="arXiv:1910.10683", same=same_logits, cost=encoder_decoder_cost)
+def _small(rng: np.random.Generator) -> dict[str, Any]:
+    sizes = {"d_model": 512, "num_heads": 8, "d_kv": 64, "d_ff": 2048, "num_layers": 6, "vocab_size": 32128}
+    return timed(T5Config.from_dict({"model_type": "t5", **sizes}), rng, M=32, T=8)
+
+
+T5 = Procedure(
+    reference=t5,
+    examples=_examples,
+    paper="arXiv:1910.10683",
+    same=same_logits,
+    cost=encoder_decoder_cost,
+    shapes={"t5-small, 32 in, 8 out": _small},
+)

@@ -17,7 +17,7 @@ from llmlab.reference.models._config import Fields
 from llmlab.reference.models._fairseq import stack
 from llmlab.reference.models._stack import Seen, Stack, check_shapes, drawn, run
 from llmlab.reference.models._weights import Weights
-from llmlab.reference.models.bart import encoder_decoder_cost, pair_of_texts
+from llmlab.reference.models.bart import encoder_decoder_cost, pair_of_texts, timed
 from llmlab.reference.models.llama import same_logits
 from llmlab.reference.op import Procedure
 from llmlab.reference.positions.sinusoidal import sinusoidal
@@ -117,5 +117,10 @@ def _examples(rng: np.random.Generator) -> dict[str, Any]:
 
 
 TRANSFORMER = Procedure(
-    reference=transformer, examples=_examples, paper="arXiv:1706.03762", same=same_logits, cost=encoder_decoder_cost
+    reference=transformer,
+    examples=_examples,
+    paper="arXiv:1706.03762",
+    same=same_logits,
+    cost=encoder_decoder_cost,
+    shapes={"base model, 32 in, 8 out": lambda rng: timed(base_config(), rng, M=32, T=8)},
 )

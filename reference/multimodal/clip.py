@@ -15,12 +15,12 @@ import numpy as np
 from llmlab.reference.layers.cross_entropy import cross_entropy
 from llmlab.reference.layers.embedding import embedding
 from llmlab.reference.models._config import Fields
-from llmlab.reference.models._stack import Stack, check_shapes, drawn, norm, run
+from llmlab.reference.models._stack import Stack, check_shapes, drawn, norm, run, single
 from llmlab.reference.models._weights import Weights
 from llmlab.reference.models.llama import same_logits
 from llmlab.reference.multimodal._patches import embedded_patches
 from llmlab.reference.multimodal.vit import require_pixels, vision_stack, with_class_token
-from llmlab.reference.op import Procedure
+from llmlab.reference.op import Cost, Dims, Procedure
 
 LAYER = {
     "query": "self_attn.q_proj",
@@ -224,4 +224,28 @@ def _examples(rng: np.random.Generator) -> dict[str, Any]:
     return {"config": config, "weights": drawn(config.weight_shapes(), rng), "pixels_BCIJ": pixels_BCIJ, "ids_QT": ids_QT}
 
 
-CLIP = Procedure(reference=clip, examples=_examples, paper="arXiv:2103.00020", same=same_logits)
+def clip_cost(d: Dims) -> Cost:
+    """Pictures of P + 1 tokens and texts of T through L layers of width D each side, and every pair's product in E."""
+    stack = Stack("", LAYER, d["L"], d["D"], d["N"], d["D"] // d["N"], 4 * d["D"], True, 0.0, "quick_gelu")
+    pairs = Cost(2 * d["B"] * d["Q"] * d["E"], (d["B"] + d["Q"]) * d["E"], d["B"] * d["Q"])
+    return stack.cost(d["B"], d["P"] + 1, d["P"] + 1) + stack.cost(d["Q"], d["T"], d["T"], causal=True) + pairs
+
+
+def _vit_b_32(rng: np.random.Generator) -> dict[str, Any]:
+    vision = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
+    text = {"hidden_size": 512, "num_hidden_layers": 12, "num_attention_heads": 8, "intermediate_size": 2048}
+    config = ClipConfig.from_dict({"model_type": "clip", "vision_config": vision, "text_config": text}, "clip ViT-B/32")
+    ids_QT = np.concatenate([rng.integers(0, 49406, (1, 15)), np.full((1, 1), 49407)], axis=1)
+    pixels_BCIJ = rng.standard_normal((1, 3, 224, 224), dtype=np.float32)
+    weights = single(drawn(config.weight_shapes(), rng, std=0.02))
+    return {"config": config, "weights": weights, "pixels_BCIJ": pixels_BCIJ, "ids_QT": ids_QT}
+
+
+CLIP = Procedure(
+    reference=clip,
+    examples=_examples,
+    paper="arXiv:2103.00020",
+    same=same_logits,
+    cost=clip_cost,
+    shapes={"ViT-B/32, one picture, one text": _vit_b_32},
+)

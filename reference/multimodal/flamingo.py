@@ -15,7 +15,7 @@ from llmlab.reference.attention.mha import mha
 from llmlab.reference.layers._activation import named
 from llmlab.reference.layers.layer_norm import layer_norm
 from llmlab.reference.models._blocks import linear
-from llmlab.reference.models._stack import drawn, padded
+from llmlab.reference.models._stack import drawn, padded, single
 from llmlab.reference.models.llama import same_logits
 from llmlab.reference.op import Procedure
 
@@ -104,9 +104,11 @@ def flamingo(
     return {"latents": latents_BRD, "tokens": gated_cross_attention(gated, x_BTD, latents_BRD, keep_BR, heads=heads)}
 
 
-def tiny_weights(rng: np.random.Generator, *, layers: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Weights of a resampler and a gated block at D = 6, F = 11, R = 3, N H = 8."""
-    D, F, R, heads = 6, 11, 3, 8
+def tiny_weights(
+    rng: np.random.Generator, *, layers: int, width: int = 6, hidden: int = 11, latents: int = 3, heads: int = 8
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Weights of a resampler and a gated block of width D, hidden width F, R latents and N H = `heads` columns."""
+    D, F, R = width, hidden, latents
     one = {"weight": (D,), "bias": (D,)}
     shapes: dict[str, tuple[int, ...]] = {"latents": (R, D)} | {f"layer_norm.{kind}": s for kind, s in one.items()}
     for layer in range(layers):
@@ -139,4 +141,17 @@ def _same(expected: dict[str, np.ndarray], actual: dict[str, np.ndarray]) -> boo
     return expected.keys() == actual.keys() and all(same_logits(expected[name], actual[name]) for name in expected)
 
 
-FLAMINGO = Procedure(reference=flamingo, examples=_examples, paper="arXiv:2204.14198", same=_same)
+def _timed(rng: np.random.Generator) -> dict[str, Any]:
+    resampler, gated = tiny_weights(rng, layers=2, width=768, hidden=3072, latents=64, heads=768)
+    features_BMD, x_BTD = (rng.standard_normal((1, n, 768), dtype=np.float32) for n in (256, 64))
+    own = {"resampler": single(resampler), "gated": single(gated), "features_BMD": features_BMD, "x_BTD": x_BTD}
+    return {**own, "keep_B": np.array([True]), "heads": 12}
+
+
+FLAMINGO = Procedure(
+    reference=flamingo,
+    examples=_examples,
+    paper="arXiv:2204.14198",
+    same=_same,
+    shapes={"2 layers of 768, 256 features to 64 latents, 64 tokens": _timed},
+)

@@ -14,7 +14,7 @@ import numpy as np
 
 from llmlab.reference.models._blocks import linear
 from llmlab.reference.models._config import Fields
-from llmlab.reference.models._stack import ACTIVATIONS, Stack, check_shapes, drawn, norm, run
+from llmlab.reference.models._stack import ACTIVATIONS, Stack, check_shapes, drawn, norm, run, single
 from llmlab.reference.models._weights import Weights
 from llmlab.reference.models.llama import same_logits
 from llmlab.reference.multimodal._patches import embedded_patches
@@ -178,4 +178,18 @@ def _examples(rng: np.random.Generator) -> dict[str, Any]:
     return {"config": config, "weights": drawn(config.weight_shapes(), rng), "pixels_BCIJ": pixels_BCIJ}
 
 
-VIT = Procedure(reference=vit, examples=_examples, paper="arXiv:2010.11929", same=same_logits, cost=vit_cost)
+def _deit_tiny(rng: np.random.Generator) -> dict[str, Any]:
+    sizes = {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768, "num_hidden_layers": 12}
+    config = VitConfig.from_dict({"model_type": "vit", "num_labels": 1000, **sizes}, "vit tiny/16")
+    pixels_BCIJ = rng.standard_normal((1, 3, 224, 224), dtype=np.float32)
+    return {"config": config, "weights": single(drawn(config.weight_shapes(), rng, std=0.02)), "pixels_BCIJ": pixels_BCIJ}
+
+
+VIT = Procedure(
+    reference=vit,
+    examples=_examples,
+    paper="arXiv:2010.11929",
+    same=same_logits,
+    cost=vit_cost,
+    shapes={"vit tiny/16, one picture of 224": _deit_tiny},
+)

@@ -16,7 +16,7 @@ from llmlab.reference.layers._activation import named
 from llmlab.reference.layers.embedding import embedding
 from llmlab.reference.models._config import Fields
 from llmlab.reference.models._fairseq import stack
-from llmlab.reference.models._stack import Seen, Stack, check_shapes, drawn, norm, run
+from llmlab.reference.models._stack import Seen, Stack, check_shapes, drawn, norm, run, single
 from llmlab.reference.models._weights import Weights
 from llmlab.reference.models.llama import same_logits
 from llmlab.reference.op import Procedure
@@ -201,4 +201,22 @@ def _same(expected: dict[str, np.ndarray], actual: dict[str, np.ndarray]) -> boo
     return expected.keys() == actual.keys() and all(same_logits(expected[name], actual[name]) for name in expected)
 
 
-WHISPER = Procedure(reference=whisper, examples=_examples, paper="arXiv:2212.04356", same=_same)
+def _released_tiny(rng: np.random.Generator) -> dict[str, Any]:
+    sizes = {"layers": 4, "attention_heads": 6, "ffn_dim": 1536}
+    both = {f"{side}_{name}": n for side in ("encoder", "decoder") for name, n in sizes.items()}
+    config = WhisperConfig.from_dict(
+        {"model_type": "whisper", "d_model": 384, "vocab_size": 51865, "max_source_positions": 150, **both}
+    )
+    samples_BL = rng.standard_normal((1, 3 * RATE_HZ), dtype=np.float32)
+    target_BT = rng.integers(0, config.vocab_size, (1, 16))
+    weights = single(drawn(config.weight_shapes(), rng, std=0.02))
+    return {"config": config, "weights": weights, "samples_BL": samples_BL, "target_BT": target_BT}
+
+
+WHISPER = Procedure(
+    reference=whisper,
+    examples=_examples,
+    paper="arXiv:2212.04356",
+    same=_same,
+    shapes={"whisper-tiny, 3 s, 16 tokens": _released_tiny},
+)

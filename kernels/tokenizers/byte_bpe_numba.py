@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numba import njit
 
-from llmlab.kernels.tokenizers._merging_numba import LONGEST_KEPT, SCANNED, find, merge, pair_table, remember, word_memory
+from llmlab.kernels.tokenizers._merging_numba import LONGEST_KEPT, find, merge, pair_table, remember, word_memory
 from llmlab.kernels.twin import twin
 from llmlab.reference.tokenizers._byte_level import GPT2, LLAMA3, QWEN2, compiled
 from llmlab.reference.tokenizers.byte_bpe import BYTE_BPE, Vocabulary, encode, parts

@@ -56,7 +56,7 @@ def _tables_of(vocabulary: Vocabulary) -> _Tables:
             node = root
             letters = text.encode("utf-8", "surrogatepass")
             for place, byte in enumerate(letters):
-                token, following = nodes.setdefault((node, byte), (-1, len(nodes) + 2))
+                _, following = nodes.setdefault((node, byte), (-1, len(nodes) + 2))
                 if place == len(letters) - 1:
                     nodes[node, byte] = number, following
                 node = following
@@ -74,14 +74,13 @@ def folds(lowercase: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     for point in range(0x110000):
         character = chr(point)
         if (
-            0xAC00 <= point < 0xD7A4
-            and not lowercase
+            (0xAC00 <= point < 0xD7A4 and not lowercase)
             or 0xE000 <= point < 0xF900
-            or 0xF0000 <= point
+            or point >= 0xF0000
             or 0xD800 <= point < 0xE000
         ):
             becomes = character if 0xAC00 <= point < 0xD7A4 else ""
-        elif 0x323B0 <= point < 0xE0000 or 0xE0200 <= point:
+        elif 0x323B0 <= point < 0xE0000 or point >= 0xE0200:
             becomes = character  # nothing is assigned here
         else:
             becomes = bert_normalize(character, chinese=False, lowercase=lowercase)

@@ -1,7 +1,7 @@
 """Normalization and pre-tokenization: how a text is prepared and cut before any vocabulary sees it.
 
-Cuts of GPT-2 (Radford et al. 2019, section 2.2), cl100k and Llama 3 (tiktoken's published patterns) and BERT (Devlin et al. 2018,
-arXiv:1810.04805, `BasicTokenizer` of the authors' program); Unicode's NFC and NFKC (UAX 15) and BERT's own normalization.
+Cuts of GPT-2 (Radford et al. 2019, section 2.2), cl100k and Llama 3 (tiktoken's published patterns) and BERT (Devlin et al.
+2018, arXiv:1810.04805, `BasicTokenizer` of the authors' program); Unicode's NFC and NFKC (UAX 15) and BERT's own normalization.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ arXiv:1409.3215, section 3.2, with a beam of one)."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -65,6 +65,22 @@ class LlamaStep:
         """Logits of the last new token, and the cache with all of them in it."""
         logits_BTV, state = llama_step(self.config, self.weights, np.array([new]), state)
         return logits_BTV[0, -1], state
+
+    def hidden(self, new: Sequence[int], state: Any) -> tuple[np.ndarray, Any]:
+        """Hidden states of all new tokens, which the output matrix turns into logits, and the cache."""
+        unread = replace(self.config, tie_word_embeddings=False)
+        identity_DD = np.eye(self.config.hidden_size, dtype=self.head_VD.dtype)  # an output matrix that changes nothing
+        hidden_BTD, state = llama_step(unread, {**self.weights, "lm_head.weight": identity_DD}, np.array([new]), state)
+        return hidden_BTD[0], state
+
+    def head(self, hidden_TD: np.ndarray) -> np.ndarray:
+        """Logits_TV of hidden states."""
+        return hidden_TD @ self.head_VD.T
+
+    @property
+    def head_VD(self) -> np.ndarray:
+        """The output matrix."""
+        return self.weights["model.embed_tokens.weight" if self.config.tie_word_embeddings else "lm_head.weight"]
 
 
 def _examples(rng: np.random.Generator) -> dict[str, Any]:

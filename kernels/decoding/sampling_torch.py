@@ -48,7 +48,7 @@ def sampling(
         p_BV = _softmax(x_BV)
         x_BV = _at_least(x_BV, p_BV, (eta**0.5 * (-_entropy(p_BV)).exp()).clamp(max=eta))
     p_BV = _softmax(x_BV)
-    return p_BV.to(dtype), _draw(p_BV, uniform_B.to(p_BV.dtype))
+    return p_BV.to(dtype), draw(p_BV, uniform_B.to(p_BV.dtype))
 
 
 def _softmax(x_BV: Tensor) -> Tensor:
@@ -77,7 +77,8 @@ def _at_least(x_BV: Tensor, p_BV: Tensor, floor: Tensor | float) -> Tensor:
     return x_BV.masked_fill((p_BV < floor) & (x_BV < x_BV.amax(dim=-1, keepdim=True)), -torch.inf)
 
 
-def _draw(p_BV: Tensor, uniform_B: Tensor) -> Tensor:
+def draw(p_BV: Tensor, uniform_B: Tensor) -> Tensor:
+    """The first token whose cumulative probability exceeds uniform; -1 for a row without a distribution."""
     reached_BV = p_BV.cumsum(dim=-1)
     total_B1 = reached_BV[:, -1:]
     passed_B = torch.searchsorted(reached_BV, uniform_B[:, None] * total_B1, right=True)[:, 0]

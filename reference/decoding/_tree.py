@@ -214,14 +214,14 @@ def verified(model: Step | TokenTree, prompt: Sequence[int], drafter: Drafter, v
 
 
 def matching(draft: Draft, logits_NV: np.ndarray) -> tuple[list[int], int]:
-    """Follow the model's likeliest token through the draft: what comes out is greedy decoding's text.
+    """Follow the model's likeliest token through the draft as far as any branch goes: greedy decoding's text comes out.
 
     Of equal logits the lowest id counts.
     """
-    path = [0]
+    agreeing = [0]
     while True:
-        wanted = int(np.argmax(logits_NV[path[-1]]))
-        agreeing = [child for child in draft.children(path[-1]) if draft.tokens[child] == wanted]
-        if not agreeing:
-            return path, wanted
-        path.append(agreeing[0])
+        wanted = int(np.argmax(logits_NV[agreeing[0]]))  # all that agree so far are the same text
+        below = [child for node in agreeing for child in draft.children(node) if draft.tokens[child] == wanted]
+        if not below:
+            return draft.path_to(agreeing[0]), wanted
+        agreeing = below

@@ -52,7 +52,7 @@ def speculative(
     q_BK = np.take_along_axis(q_BKV, draft_BK[..., None], axis=-1)[..., 0]
     p_BK = np.take_along_axis(p_BJV[:, :K], draft_BK[..., None], axis=-1)[..., 0]
     holds_BK = uniform_BJ[:, :K] * q_BK < p_BK
-    accepted_B = np.sum(np.cumprod(holds_BK, axis=-1), axis=-1, dtype=np.int64)
+    accepted_B: np.ndarray = np.asarray(np.cumprod(holds_BK, axis=-1, dtype=np.int64).sum(axis=-1))
     token_BJ = np.where(np.arange(K + 1) < accepted_B[:, None], np.pad(draft_BK, ((0, 0), (0, 1))), -1)
     for b, j in enumerate(accepted_B):
         last_1V = p_BJV[b, j][None] if j == K else residual(p_BJV[b, j], q_BKV[b, j])[None]

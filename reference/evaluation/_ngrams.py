@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from typing import Any
 
 
@@ -21,7 +21,7 @@ def shared(one: Counter[Any], other: Counter[Any]) -> int:
     return (one & other).total()
 
 
-def paired(hypotheses: Sequence[Any], references: Sequence[Any], name: str = "references") -> None:
+def paired(hypotheses: Sized, references: Sized, name: str = "references") -> None:
     """Refuse lists of different lengths, or empty ones.
 
     Raises:

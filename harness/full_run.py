@@ -21,6 +21,7 @@ from llmlab.reference.errors import InputError
 Progress = Callable[[str, int, int], None]
 Section = dict[str, Any]
 
+DISAGREEMENTS = Path(__file__).resolve().parent / "oracles" / "disagreements.yaml"
 PRESET_WORKLOAD = Path(__file__).resolve().parent.parent / "simulator" / "workload" / "presets" / "azure_conversation.yaml"
 MODEL = "meta-llama/Llama-3.1-70B"
 GPUS = ("h100", "h200")
@@ -140,6 +141,13 @@ def check_components(progress: Progress, budget_s: float) -> list[Section]:
     return sorted(rows, key=lambda row: row["id"])
 
 
+def disagreements() -> list[Section]:
+    """Where a library or a paper differs from the reference, who is right and which test shows it."""
+    import yaml
+
+    return list(yaml.safe_load(DISAGREEMENTS.read_text()))
+
+
 def components_section(rows: Sequence[Section], report: Any) -> Section:
     """The component table, and the speed of the implementations that passed."""
     best: dict[tuple[str, str, str], float] = {}
@@ -167,7 +175,14 @@ def components_section(rows: Sequence[Section], report: Any) -> Section:
             seen.add((speed["op"], speed["backend"]))
             label = f"{speed['op'].split('.')[1]}"
             bars.append({"label": label, "backend": speed["backend"], "percent": 100 * speed["fraction"]})
-    return {"rows": list(rows), "speeds": speeds, "speeds_missing": "", "fractions": bars, "remarks": report.remarks()}
+    return {
+        "rows": list(rows),
+        "speeds": speeds,
+        "speeds_missing": "",
+        "fractions": bars,
+        "remarks": report.remarks(),
+        "disagreements": disagreements(),
+    }
 
 
 CURVE_NAMES = {
@@ -333,6 +348,81 @@ def published_tables(result: Mapping[str, Any]) -> Section:
     }
 
 
+SCHEDULE_SIZES = (4, 8)
+"""Ranks and microbatches of the table of schedules: the sizes papers draw."""
+
+
+def training_section(progress: Progress) -> Section:
+    """Pipeline schedules against their closed forms, and predicted training steps against published ones."""
+    schedules = schedule_rows()
+    folder = data_folder()
+    path = folder / "training" / "measured_visible.csv.gz" if folder else None
+    if path is None or not path.is_file():
+        return {"schedules": schedules, "missing_runs": "published training runs are not here; LLMLAB_DATA names their folder"}
+    from llmlab.harness.validation.training import validate_training
+
+    return {"schedules": schedules, **training_tables(validate_training([path], progress=progress))}
+
+
+def schedule_rows() -> list[Section]:
+    """Every pipeline schedule on equal stages: idle part and activations held, replayed and by the formula of its paper."""
+    from llmlab.reference.parallel._orders import LOOPED, SCHEDULES
+    from llmlab.simulator.training.replay import run_pipeline
+
+    ranks, microbatches = SCHEDULE_SIZES
+    rows = []
+    for name in SCHEDULES:
+        found = run_pipeline(name, ranks, microbatches, 2 if name in LOOPED else 1)[1]
+        forms = [one for one in found["peak_activations_closed_form"] if one is not None]
+        rows.append(
+            {
+                "schedule": name,
+                "stages": found["stages"],
+                "bubble": found["bubble"],
+                "bubble_form": found["bubble_closed_form"],
+                "peak": max(found["peak_activations"]),
+                "peak_form": max(forms) if forms else None,
+            }
+        )
+    return rows
+
+
+def training_tables(result: Mapping[str, Any]) -> Section:
+    """Tables and pictures of predicted against published training steps."""
+    counts = result["summary"]
+    speeds = [row for row in result["rows"] if row["measured"] and row["metric"] != "mem_gib"]
+    pictures = []
+    for metric, title, unit in (
+        ("iter_time_s", "Seconds per step", "s"),
+        ("tokens_per_s_per_gpu", "Tokens per second and device", "tokens/s"),
+    ):
+        rows = [
+            {"measured": row["measured"], "predicted": row["predicted"], "group": row["hardware"].split("-")[0]}
+            for row in speeds
+            if row["metric"] == metric
+        ]
+        if rows:
+            pictures.append({"metric": metric, "title": title, "unit": unit, "rows": rows})
+    fitted = sum(row["fitted"] for row in result["rows"])
+    text = (
+        f"{len({row['row_id'] for row in result['rows']})} published training runs: model, plan and devices go in, the time "
+        f"and the memory of a step come out. {counts['excluded']} more could not be predicted. {fitted} of the "
+        f"{len(result['rows'])} values belong to sets on which the constants of their framework were fitted; the second table "
+        "leaves each set out of its fit."
+    )
+    left_out = [{"left_out": name, **figures} for name, figures in counts.get("left_out", {}).items()]
+    reasons = [{"reason": reason, "count": count} for reason, count in counts["excluded_reasons"].items()]
+    return {
+        "text": text,
+        "pictures": pictures,
+        "rows": [*counts["speed_by_set"], *({**row, "metric": "mem_gib"} for row in counts["memory_by_set"])],
+        "left_out": left_out,
+        "excluded": reasons,
+        "speed": counts["speed"],
+        "memory": counts["memory"],
+    }
+
+
 def speed_section(progress: Progress) -> Section:
     """How fast the serving simulator runs here: the readable loop and the compiled one, the same run."""
     from llmlab.harness.timing import simulator
@@ -405,6 +495,9 @@ def headlines(sections: Mapping[str, Section]) -> list[dict[str, str]]:
         value = " / ".join(_percent(line["median_abs_error"]) for line in kept)
         label = "median TPOT error, published " + " / ".join(loads[line["load_mode"]] for line in kept)
         tiles.append({"value": value, "label": label, "detail": f"{sum(line['n'] for line in kept):,} operating points"})
+    if scored := sections.get("training", {}).get("speed"):
+        label = "median error, published training steps"
+        tiles.append({"value": _percent(scored["median_abs_error"]), "label": label, "detail": f"{scored['n']:,} values"})
     if chosen := sections["plan"].get("chosen"):
         value = f"{chosen['gpus']} × {str(chosen['gpu']).upper()}"
         detail = f"${chosen['usd_per_hour']:.2f} per hour for {MODEL.rpartition('/')[2]}"
@@ -449,6 +542,8 @@ def full_run(*, quick: bool = False, slo: str = SLO, progress: Progress = lambda
         sections["published"] = published_section(progress, PUBLISHED_ROWS // (4 if quick else 1))
     with times.of("ratios"):
         sections["ratios"] = ratios_section(progress, quick=quick)
+    with times.of("training"):
+        sections["training"] = training_section(progress)
     with times.of("simulator"):
         sections["speed"] = speed_section(progress)
     with times.of("plan"):

@@ -105,6 +105,15 @@ def _figures(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
                 unit=metric["unit"],
             )
         )
+    for metric in sections["training"].get("pictures", ()):
+        drawn.setdefault("training", []).append(
+            figures.predicted_measured(
+                _pairs(metric["rows"], "group"),
+                name=f"training-{metric['metric']}",
+                title=metric["title"],
+                unit=metric["unit"],
+            )
+        )
     for front in sections["plan"].get("fronts", ()):
         drawn.setdefault("plan", []).append(
             figures.front(
@@ -115,7 +124,7 @@ def _figures(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
     return drawn
 
 
-SECTIONS = ("machine", "components", "calibration", "here", "published", "ratios", "speed", "plan")
+SECTIONS = ("machine", "components", "calibration", "here", "published", "ratios", "training", "speed", "plan")
 
 
 def page(report: Mapping[str, Any]) -> str:

@@ -8,7 +8,18 @@ from typing import Any
 import pytest
 
 from llmlab.cli import main
-from llmlab.harness.full_run import PRESET_WORKLOAD, headlines, here_tables, published_section, published_tables
+from llmlab.harness.full_run import (
+    PRESET_WORKLOAD,
+    disagreements,
+    headlines,
+    here_tables,
+    published_section,
+    published_tables,
+    schedule_rows,
+    training_section,
+    training_tables,
+)
+from llmlab.reference.catalog import component_ids
 from llmlab.reports.page import page
 from llmlab.simulator.workload.spec import load_workload
 from tests.reports.report_example import example
@@ -85,6 +96,53 @@ def test_headlines_are_made_of_what_is_there() -> None:
 def test_without_data_the_published_rows_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LLMLAB_DATA", raising=False)
     assert "LLMLAB_DATA" in published_section(lambda name, done, total: None, 10)["missing"]
+
+
+def test_without_data_the_schedules_are_shown_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LLMLAB_DATA", raising=False)
+    section = training_section(lambda name, done, total: None)
+    assert "LLMLAB_DATA" in section["missing_runs"]
+    assert {row["schedule"] for row in section["schedules"]} >= {"1f1b", "zb_h1", "dualpipe"}
+    assert "ZB" not in page(example() | {"sections": example()["sections"] | {"training": section}})
+
+
+def test_every_schedule_with_a_formula_idles_and_holds_what_it_says() -> None:
+    for row in schedule_rows():
+        if row["bubble_form"] is not None:
+            assert row["bubble"] == pytest.approx(row["bubble_form"], abs=1e-9), row["schedule"]
+        if row["peak_form"] is not None:
+            assert row["peak"] == pytest.approx(row["peak_form"]), row["schedule"]
+
+
+def test_training_rows_fit_the_page() -> None:
+    line = {"n": 1, "mean_abs_error": 0.1, "median_abs_error": 0.1, "p90_abs_error": 0.1, "bias": 0.1, "coverage": 1.0}
+    row = {"row_id": "r", "metric": "iter_time_s", "measured": 10.0, "predicted": 11.0, "fitted": False, "hardware": "A100-SXM"}
+    summary = {
+        "excluded": 1, "speed_by_set": [{"source": "s", "metric": "iter_time_s", **line}], "memory_by_set": [],
+        "left_out": {"megatron: s": {"n": 1, "mean_abs_error": 0.2}}, "excluded_reasons": {"TPU": 1},
+        "speed": line, "memory": line,
+    }  # fmt: skip
+    section = {"schedules": schedule_rows(), **training_tables({"rows": [row], "summary": summary})}
+    report = example()
+    report["sections"] |= {"training": section}
+    html = page(report)
+    assert "1 published training runs" in html
+    assert "megatron: s" in html
+    assert [tile["value"] for tile in headlines(report["sections"])].count("10.0 %") == 1
+
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_every_disagreement_names_a_component_and_a_file_that_shows_it() -> None:
+    rows = disagreements()
+    assert rows
+    for row in rows:
+        assert set(row) == {"component", "library", "differs", "right", "test"}
+        assert row["component"] in component_ids()
+        path, _, test = row["test"].partition("::")
+        assert (ROOT / path).is_file(), path
+        assert f"def {test}" in (ROOT / path).read_text() or not test, row["test"]
 
 
 def test_the_shipped_workload_is_like_the_trace_it_names() -> None:

@@ -70,6 +70,9 @@ def example() -> dict[str, Any]:
                         ("rope", "torch", 35.0),
                     )
                 ],
+                "disagreements": [
+                    {"component": "models.t5", "library": "a library", "differs": "so", "right": "the paper", "test": "a.py"}
+                ],
             },
             "calibration": {
                 "text": "126 operator shapes were timed; half of them fitted the curves, the other half tested them.",
@@ -130,6 +133,22 @@ def example() -> dict[str, Any]:
                     }
                     for name, holds in (("P1", True), ("P2", False))
                 ],
+            },
+            "training": {
+                "schedules": [
+                    {"schedule": "1f1b", "stages": 4, "bubble": 0.27, "bubble_form": 0.27, "peak": 4.0, "peak_form": 4.0},
+                    {"schedule": "zb_2p", "stages": 4, "bubble": 0.01, "bubble_form": None, "peak": 8.0, "peak_form": None},
+                ],
+                "text": "12 published training runs.",
+                "pictures": [{"metric": "iter_time_s", "title": "Seconds per step", "unit": "s", "rows": published}],
+                "rows": [
+                    {
+                        "source": "a set", "metric": "iter_time_s", "n": 12, "mean_abs_error": 0.06, "median_abs_error": 0.04,
+                        "bias": 0.0, "coverage": 0.9,
+                    }
+                ],
+                "left_out": [{"left_out": "megatron: a set", "n": 12, "mean_abs_error": 0.1}],
+                "excluded": [{"reason": "global batch is not stated", "count": 7}],
             },
             "speed": {
                 "text": "The same requests on both loops.",

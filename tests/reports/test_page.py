@@ -71,7 +71,7 @@ def test_nothing_outside_is_referenced() -> None:
 
 def test_every_figure_takes_the_colours_of_the_page() -> None:
     html = page(example())
-    assert html.count("<svg") == 7
+    assert html.count("<svg") == 8
     assert "var(--series-1)" in html
     assert "#0102" not in html
 

@@ -973,9 +973,20 @@ def validate_here_command(
     profile: Annotated[
         Path | None, typer.Option(help="Predict from this file of `llmlab calibrate` instead of timing the engine's steps.")
     ] = None,
+    training: Annotated[
+        bool, typer.Option("--training", help="Training steps of two processes under eight plans instead of a serving engine.")
+    ] = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="With --training: predicted pipelines above measured ones (.png, .svg, .pdf).")
+    ] = None,
     json_output: Json = False,
 ) -> None:
     """Calibrate this machine, predict runs of a real engine at several loads, run them, and compare (about 4 minutes)."""
+    if training:
+        validate_training_here(quick=quick, seed=seed, plot=plot, json_output=json_output)
+        return
+    if plot is not None:
+        raise InputError("validate here", "--plot", str(plot), "draws pipelines: needs --training")
     from llmlab.harness.validation.here import tables, validate_here
 
     with progress_bar("engine") as advance:
@@ -993,6 +1004,24 @@ def validate_here_command(
         emit(result)
     else:
         for title, rows in tables(result):
+            show(title, rows)
+
+
+def validate_training_here(*, quick: bool, seed: int, plot: Path | None, json_output: bool) -> None:
+    """Predict training steps of two processes here, run them, and compare."""
+    from llmlab.harness.validation.here_training import tables, validate_here_training
+    from llmlab.reports.pipeline_figure import check_picture, save_pipeline
+
+    if plot is not None:
+        check_picture(plot)
+    with progress_bar("trainer") as advance:
+        found = validate_here_training(quick=quick, seed=seed, progress=advance)
+    if plot is not None:
+        save_pipeline(found.timelines, plot)
+    if json_output:
+        emit(found.result)
+    else:
+        for title, rows in tables(found.result):
             show(title, rows)
 
 

@@ -38,6 +38,8 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "attention_efficiency": (0.1, 0.8),
     "fp8_efficiency": (0.5, 2.5),
     "expert_efficiency": (0.2, 1.2),
+    "overlap_share.ampere": (0.005, 0.5),
+    "overlap_share.hopper": (0.005, 0.5),
     "expert_overlap": (0.01, 0.95),
     "launch_s": (1e-6, 2e-4),
     "collective_launch_s": (1e-6, 1e-3),
@@ -83,6 +85,7 @@ FITS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "dp_overlap",
             "memory_efficiency",
             "handover_s",
+            "overlap_share.hopper",
         ),
     ),
     "megatron-core-moe": (("megatron_moe_zoo",), ("expert_efficiency",)),
@@ -115,6 +118,7 @@ FITS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "dp_overlap",
             "network_efficiency",
             "iteration_s",
+            "overlap_share.ampere",
         ),
     ),
 }
@@ -140,6 +144,8 @@ def value_of(habits: Any, name: str) -> float:
     """A constant's present value."""
     field, _, generation = name.partition(".")
     found = getattr(habits, field)
+    if field == "overlap_share":
+        return float(habits.slowed_by(generation))
     return float(habits.efficiency(generation) if generation else found)
 
 

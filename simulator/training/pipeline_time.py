@@ -44,6 +44,10 @@ class StageTime:
         """All three."""
         return self.forward_s + self.backward_input_s + self.backward_weight_s
 
+    def slowed(self, factor: float) -> StageTime:
+        """The same on a rank that takes so many times as long."""
+        return StageTime(factor * self.forward_s, factor * self.backward_input_s, factor * self.backward_weight_s)
+
 
 @cache
 def wait_forms(schedule: str, ranks: int, microbatches: int, virtual_stages: int = 1) -> tuple[Form, ...]:
@@ -263,11 +267,18 @@ def replayed(
     Raises:
         InputError: the schedule does not take these sizes.
     """
-    import numpy as np
-
-    from llmlab.simulator.training.replay import Durations, replay
+    from llmlab.simulator.training.replay import replay
 
     table = order_of(schedule, stages, microbatches, virtual_stages=virtual_stages, transfer_s=transfer_s)
+    return replay(table, durations_of(schedule, table, stages, transfer_s))
+
+
+def durations_of(schedule: str, table: Schedule, stages: Sequence[StageTime], transfer_s: float) -> Any:
+    """How long the actions of a schedule take on these ranks, as `replay.Durations`; a rank's chunks share its time evenly."""
+    import numpy as np
+
+    from llmlab.simulator.training.replay import Durations
+
     per_stage = [stages[table.rank_of[stage]] for stage in range(table.num_stages)]
     own = np.array(
         [
@@ -277,7 +288,7 @@ def replayed(
     )
     action_ns = np.rint(own.T * 1e9 / table.chunks_per_rank).astype(np.int64)
     across = np.full((2, table.num_stages), round(transfer_s * 1e9), dtype=np.int64)
-    return replay(table, Durations(action_ns, across, 1000 if schedule in PAIRED else None))
+    return Durations(action_ns, across, 1000 if schedule in PAIRED else None)
 
 
 def replayed_seconds(

@@ -298,6 +298,8 @@ class Framework:
         handover_s: seconds a rank spends per chunk of a microbatch handed over between pipeline stages, beside the transfer.
         dp_overlap: part of data-parallel traffic that hides behind the backward pass.
         tp_overlap: part of tensor-parallel traffic that hides behind matrix products.
+        overlap_share: by device generation: part of its speed that computing loses while a collective runs beside it, which
+            takes multiprocessors and memory bandwidth.
         network_efficiency: part of a network link's peak that collectives reach.
         expert_efficiency: speed of grouped products of experts over that of one product with as many rows.
         expert_overlap: part of the experts' exchange that hides behind computing.
@@ -331,6 +333,7 @@ class Framework:
     handover_s: float = 1.0e-4
     dp_overlap: float = 0.0
     tp_overlap: float = 0.0
+    overlap_share: Mapping[str, float] | None = None
     network_efficiency: float = 0.8
     expert_efficiency: float = 1.0
     expert_overlap: float = 0.0
@@ -354,6 +357,15 @@ class Framework:
         """
         known = self.matrix_efficiency or {}
         return float(known.get(generation, known.get("other", 0.85)))
+
+    def slowed_by(self, generation: str) -> float:
+        """Part of its speed computing loses beside a collective on devices of this generation.
+
+        >>> Framework("x", overlap_share={"other": 0.1}).slowed_by("hopper"), Framework("x").slowed_by("hopper")
+        (0.1, 0.0)
+        """
+        known = self.overlap_share or {}
+        return float(known.get(generation, known.get("other", 0.0)))
 
 
 @cache
@@ -392,9 +404,9 @@ def read_frameworks(path: str | Path, constants: Mapping[str, Mapping[str, Any]]
         for key in record:
             if key not in known:
                 raise InputError(path, f"{name}.{key}", record[key], f"unknown key; known: {', '.join(sorted(known))}")
-        inherited = (found[base].matrix_efficiency or {}) if base else {}
-        stated = (habits or {}).get("matrix_efficiency", {})
-        record["matrix_efficiency"] = {**inherited, **stated, **fitted.get("matrix_efficiency", {})}
+        for field in ("matrix_efficiency", "overlap_share"):  # by generation: what is not said is as in the base
+            inherited = (getattr(found[base], field) or {}) if base else {}
+            record[field] = {**inherited, **(habits or {}).get(field, {}), **fitted.get(field, {})}
         found[name] = replace(found[base], **record, name=name) if base else Framework(name=name, **record)
     return found
 

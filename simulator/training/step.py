@@ -140,10 +140,12 @@ def layer_piece(setting: Setting, plan: ParallelPlan) -> tuple[float, ...]:
         forward_host += sums * habits.collective_launch_s
         backward_host += sums * habits.collective_launch_s
     once, back = tensor_seconds(setting, plan)
+    loses = habits.slowed_by(setting.device.generation) * habits.tp_overlap  # of what runs beside computing
+    beside_once, beside_back = loses * once, loses * back
     once, back = once * (1.0 - habits.tp_overlap), back * (1.0 - habits.tp_overlap)
     device_backward = cost.backward_input_s + cost.backward_weight_s
-    forward = max(0.0, joined(cost.forward_s + once, forward_host) - once)
-    backward = max(0.0, joined(device_backward + back, backward_host) - back)
+    forward = max(0.0, joined(cost.forward_s + beside_once + once, forward_host) - once)
+    backward = max(0.0, joined(device_backward + beside_back + back, backward_host) - back)
     weight_part = cost.backward_weight_s / device_backward if device_backward else 0.0
     recompute = again = 0.0
     if plan.recompute == "full":
@@ -232,7 +234,8 @@ def _experts(setting: Setting, plan: ParallelPlan) -> float:
     sent = tokens * c.num_experts_per_tok * c.hidden_size * width_bytes(plan.precision) / plan.tp
     copies = setting.network.copies_beyond_node(c.num_experts_per_tok, plan.ep) if habits.once_per_node else 1.0
     one = all_to_all_seconds(setting.network, habits, sent, plan.ep, copies)  # neighbours, each with its part of the tokens
-    expert = sum(c.sparse_layers) / model.layers * 4.0 * (1.0 - habits.expert_overlap) * one
+    shown = 1.0 - habits.expert_overlap * (1.0 - habits.slowed_by(setting.device.generation))
+    expert = sum(c.sparse_layers) / model.layers * 4.0 * shown * one
     return 1.5 * expert if plan.recompute == "full" else expert
 
 
@@ -320,10 +323,14 @@ def hand_over_piece(setting: Setting, plan: ParallelPlan) -> tuple[float, ...]:
 
 @piece("dp", "tp", "cp", "zero_stage", "shard_over", "precision", "tensor_depth", "offload_weights")
 def sharded_piece(setting: Setting, plan: ParallelPlan) -> tuple[float, ...]:
-    """Under ZeRO-3: seconds to gather one layer's weights, to scatter its gradients, and of both for a vocabulary's matrix."""
+    """Under ZeRO-3: seconds to gather one layer's weights, to scatter its gradients, and of both for a vocabulary's matrix.
+
+    The fourth is the part of its speed that computing loses beside collectives.
+    """
     over = plan.shard_over or plan.dp
+    loses = setting.habits.slowed_by(setting.device.generation)
     if plan.zero_stage < 3 or (over == 1 and not plan.offload_weights):
-        return 0.0, 0.0, 0.0
+        return 0.0, 0.0, 0.0, loses
     model, habits, item = setting.model, setting.habits, width_bytes(plan.precision)
     stride, c = plan.tp * plan.cp, model.config
 
@@ -336,7 +343,7 @@ def sharded_piece(setting: Setting, plan: ParallelPlan) -> tuple[float, ...]:
         return gather, scatter
 
     gather, scatter = moved(sum(layer_weights(model)) / plan.tp * plan.tensor_depth)
-    return gather, scatter, sum(moved(c.vocab_size * c.hidden_size / plan.tp * plan.tensor_depth))
+    return gather, scatter, sum(moved(c.vocab_size * c.hidden_size / plan.tp * plan.tensor_depth)), loses
 
 
 @piece("dp", "tp", "pp", "cp", "ep", "zero_stage", "shard_over", "schedule", "tensor_depth")
@@ -412,7 +419,7 @@ def running(get: Get, habits: Framework, xp: Any) -> Running:
     """What every group of ranks does with one microbatch."""
     forward, towards_input, towards_weight, recompute, tensor, context, expert = _shown_layer(get, xp)
     communication = tensor + context + expert
-    gather, scatter, table = get(sharded_piece)
+    gather, scatter, table, loses = get(sharded_piece)
     chunks = get(pipeline_piece)[1]
     handed = chunks * habits.handover_s
     ahead = forward + communication / 3
@@ -421,6 +428,7 @@ def running(get: Get, habits: Framework, xp: Any) -> Running:
     shown = xp.maximum(gather - hidden * ahead, (1 - hidden) * gather) + xp.maximum(
         gather + scatter - hidden * (behind + towards_weight), (1 - hidden) * (gather + scatter)
     )
+    shown = shown + loses * (2 * gather + scatter - shown)  # what is hidden slows what it hides behind
     embedding, head = (get(ends_piece)[number : number + 3] for number in (0, 3))
     groups = get(ranks_piece)
     counts, forwards, inputs, weights, shardings = [], [], [], [], []
@@ -461,7 +469,8 @@ def step_parts(
     count = layers * m
     hides, shows, each = get(data_piece)
     summed = hides * updates
-    summed = summed - xp.minimum(habits.dp_overlap * summed, slowest * xp.minimum(pp * updates, m))
+    drain = slowest * xp.minimum(pp * updates, m)
+    summed = summed - (1.0 - get(sharded_piece)[3]) * xp.minimum(habits.dp_overlap * summed, drain)
     backward = behind - sharded + weight
     summed = summed + (m - 1) * xp.maximum((1.0 - habits.dp_overlap) * each, each - habits.dp_overlap * backward)
     data_sharded = m * sharded

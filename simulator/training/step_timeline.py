@@ -16,9 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from llmlab.reference.errors import InputError
-from llmlab.reference.parallel._orders import make_schedule
-from llmlab.simulator.training.pipeline_time import REPLAYED
-from llmlab.simulator.training.replay import Durations, Timeline, replay
+from llmlab.simulator.training.pipeline_time import durations_of, order_of
+from llmlab.simulator.training.replay import Timeline, replay
 from llmlab.simulator.training.step import StepPrediction
 
 MOST_EVENTS = 400_000
@@ -141,25 +140,15 @@ def step_timeline(step: StepPrediction, stage_factors: np.ndarray | None = None)
         InputError: the schedule has no table of actions.
     """
     plan = step.plan
-    if plan.schedule not in REPLAYED:
-        raise InputError("timeline", "schedule", plan.schedule, f"cannot be replayed; one of {', '.join(REPLAYED)} can")
-    try:
-        schedule = make_schedule(REPLAYED[plan.schedule], plan.pp, plan.microbatches, plan.virtual_stages)
-    except ValueError as error:
-        raise InputError("timeline", "schedule", plan.schedule, str(error)) from None
-    chunks = schedule.num_stages // plan.pp
-    columns = [step.stages[stage % plan.pp] for stage in range(schedule.num_stages)]
-    own = np.array(
-        [[s.forward_s, s.backward_input_s + s.backward_weight_s, s.backward_input_s, s.backward_weight_s] for s in columns]
-    ).T
-    across = np.full((2, schedule.num_stages), round(step.handover_s * 1e9), dtype=np.int64)
+    across, chunks = step.handover_s, plan.virtual_stages
+    table = order_of(plan.schedule, step.stages, plan.microbatches, virtual_stages=chunks, transfer_s=across)
     known: dict[bytes, Timeline] = {}
     pipelines = []
     for replica in range(plan.dp):
         by = np.ones(plan.pp) if stage_factors is None else np.ascontiguousarray(stage_factors[:, replica])
         if by.tobytes() not in known:
-            scaled = own * by[np.arange(schedule.num_stages) % plan.pp] * 1e9 / chunks
-            known[by.tobytes()] = replay(schedule, Durations(np.rint(scaled).astype(np.int64), across))
+            slowed = [stage.slowed(float(factor)) for stage, factor in zip(step.stages, by)]
+            known[by.tobytes()] = replay(table, durations_of(plan.schedule, table, slowed, across))
         pipelines.append(known[by.tobytes()])
     b = step.breakdown
     working = b.compute_s + b.recompute_s + b.tensor_s + b.context_s + b.expert_s

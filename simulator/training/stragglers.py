@@ -12,15 +12,14 @@ n - prefetch has begun; with `prefetch` 0 a step loads its own batch first.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from llmlab.reference.errors import InputError
-from llmlab.simulator.training.pipeline_time import IN_LINE, REPLAYED, StageTime, pipeline_seconds
+from llmlab.simulator.training.pipeline_time import PAIRED, durations_of, order_of
 from llmlab.simulator.training.step import StepPrediction
 
 DISTRIBUTIONS = ("normal", "lognormal")
@@ -98,35 +97,23 @@ def expected_maximum(ranks: int, variation: float, distribution: str = "normal")
     return float(found)
 
 
-@lru_cache(maxsize=64)
-def _graph(schedule: str, ranks: int, microbatches: int, virtual: int) -> Any:
-    from llmlab.simulator.training.replay import graph_by_name
+def _pipeline(step: StepPrediction) -> Callable[[np.ndarray], float]:
+    """Seconds of one replica's pipeline, as a function of its stages' factors; the order of actions is the even one's."""
+    from llmlab.simulator.training.replay import graph_of
 
-    return graph_by_name(REPLAYED[schedule], ranks, microbatches, virtual)
-
-
-def _pipeline_s(step: StepPrediction, stage_factors: np.ndarray) -> float:
-    """Seconds of one replica's pipeline with its stages slowed."""
     plan, stages = step.plan, step.stages
     if plan.pp == 1:
-        return plan.microbatches * stages[0].total_s * float(stage_factors[0])
-    if plan.schedule not in IN_LINE:
-        slowed = [
-            StageTime(*(part * float(by) for part in (one.forward_s, one.backward_input_s, one.backward_weight_s)))
-            for one, by in zip(stages, stage_factors)
-        ]
-        return pipeline_seconds(plan.schedule, slowed, plan.microbatches, transfer_s=step.handover_s)
-    from llmlab.simulator.training.replay import Durations
+        alone = plan.microbatches * stages[0].total_s
+        return lambda by: alone * float(by[0])
+    table = order_of(plan.schedule, stages, plan.microbatches, virtual_stages=plan.virtual_stages, transfer_s=step.handover_s)
+    paired = plan.schedule in PAIRED
+    graph = graph_of(table, paired=paired)
 
-    graph = _graph(plan.schedule, plan.pp, plan.microbatches, plan.virtual_stages)
-    number = plan.pp * plan.virtual_stages
-    columns = [stages[stage % plan.pp] for stage in range(number)]
-    own = np.array(
-        [[s.forward_s, s.backward_input_s + s.backward_weight_s, s.backward_input_s, s.backward_weight_s] for s in columns]
-    ).T
-    scaled = own * stage_factors[np.arange(number) % plan.pp] / plan.virtual_stages
-    across = np.full((2, number), round(step.handover_s * 1e9), dtype=np.int64)
-    return float(graph.makespan_ns(Durations(np.rint(scaled * 1e9).astype(np.int64), across))) / 1e9
+    def seconds(by: np.ndarray) -> float:
+        slowed = [stage.slowed(float(factor)) for stage, factor in zip(stages, by)]
+        return float(graph.makespan_ns(durations_of(plan.schedule, table, slowed, step.handover_s))) / 1e9
+
+    return seconds
 
 
 @dataclass(frozen=True)
@@ -168,7 +155,7 @@ def simulate_steps(step: StepPrediction, variation: Variation, steps: int = 200,
     """Draw so many steps of a predicted one.
 
     Raises:
-        InputError: a setting out of range.
+        InputError: a setting out of range, or a schedule that has no order of actions.
     """
     plan = step.plan
     variation.check(plan.gpus)
@@ -177,7 +164,8 @@ def simulate_steps(step: StepPrediction, variation: Variation, steps: int = 200,
     rng = np.random.default_rng(seed)
     worth = _worth(rng, plan.gpus, variation)
     shape = (plan.pp, plan.dp, plan.cp * plan.tp)  # ranks as Megatron-LM numbers them
-    base = _pipeline_s(step, np.ones(plan.pp))
+    pipeline_s = _pipeline(step)
+    base = pipeline_s(np.ones(plan.pp))
     known: dict[bytes, float] = {}
     running, slowest = np.zeros(steps), np.zeros(steps, dtype=np.int64)
     for number in range(steps):
@@ -187,7 +175,7 @@ def simulate_steps(step: StepPrediction, variation: Variation, steps: int = 200,
         for replica in range(plan.dp):
             key = stage_by_replica[:, replica].tobytes()
             if key not in known:
-                known[key] = _pipeline_s(step, stage_by_replica[:, replica])
+                known[key] = pipeline_s(stage_by_replica[:, replica])
             times[replica] = known[key]
         if variation.jitter:
             known.clear()

@@ -1,0 +1,1 @@
+"""Language models run over scenarios and put in one table."""

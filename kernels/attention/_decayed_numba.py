@@ -125,7 +125,7 @@ def decays(logs, b, start, n, head, g, decay, since):  # type: ignore[no-untyped
 
 @njit(cache=True, error_model="numpy", fastmath=EXACT)
 def weigh(scores, decay, n, strict, factor, weights, between):  # type: ignore[no-untyped-def]
-    """weights[t, s] = factor_t scores[t, s] times the decay from s to t, zero for later s; `between` ends as that to the end."""
+    """weights[t, s] = factor_t scores[t, s] times the decay from s to t, 0 for later s; `between` ends as that to the end."""
     one, zero = scores.dtype.type(1), scores.dtype.type(0)
     for t in range(n):
         if t:
@@ -238,9 +238,7 @@ def _chunks(q, k, v, logs, gain, skip, beta, feature, group, counter, out, after
                 read_state(queries, n, M, states, at, result, Hp, ones)
                 for i0 in range(0, n, TILE_ROWS):
                     depth = min(i0 + TILE_ROWS, n)
-                    add_tiles(
-                        weights, i0 * CHUNK, CHUNK, 1, values, 0, Hp, result, i0 * Hp, Hp, depth, Hp, since, i0
-                    )
+                    add_tiles(weights, i0 * CHUNK, CHUNK, 1, values, 0, Hp, result, i0 * Hp, Hp, depth, Hp, since, i0)
                 for t in range(n):
                     by = ones[0]
                     if total.size:

@@ -16,9 +16,7 @@ def gated_delta(
 ) -> tuple[Tensor, Tensor]:
     require_one_length(q_BTKM, k_BTKM, v_BTKGH, beta_BTKG, log_decay_BTKG)
     kind, T = v_BTKGH.dtype, v_BTKGH.shape[1]
-    q, k, v, beta, logs, state = (
-        working(x) for x in (q_BTKM, k_BTKM, v_BTKGH, beta_BTKG, log_decay_BTKG, state_BKGMH)
-    )
+    q, k, v, beta, logs, state = (working(x) for x in (q_BTKM, k_BTKM, v_BTKGH, beta_BTKG, log_decay_BTKG, state_BKGMH))
     if v.numel() == 0:
         return v_BTKGH.clone(), state_BKGMH.clone()
     q, k, v, beta, logs = (in_chunks(x, min(CHUNK, T)) for x in (q, k, v, beta, logs))

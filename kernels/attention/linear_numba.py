@@ -14,7 +14,5 @@ def linear(
     q_BTNM: np.ndarray, k_BTNM: np.ndarray, v_BTNH: np.ndarray, state_BNMH: np.ndarray, total_BNM: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     require_one_length(q_BTNM, k_BTNM, v_BTNH)
-    out, state, total = walk(
-        q_BTNM, k_BTNM, v_BTNH[:, :, :, None], state_BNMH[:, :, None], total_BKM=total_BNM, feature=True
-    )
+    out, state, total = walk(q_BTNM, k_BTNM, v_BTNH[:, :, :, None], state_BNMH[:, :, None], total_BKM=total_BNM, feature=True)
     return out[:, :, :, 0], state[:, :, 0], total

@@ -20,7 +20,5 @@ def mamba2(
     state_BKGMH: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     require_one_length(x_BTKGH, dt_BTKG, b_BTKM, c_BTKM)
-    out, state, _ = walk(
-        c_BTKM, b_BTKM, x_BTKGH, state_BKGMH, logs_BTKG=dt_BTKG * a_KG, gain_BTKG=dt_BTKG, skip_KG=d_KG
-    )
+    out, state, _ = walk(c_BTKM, b_BTKM, x_BTKGH, state_BKGMH, logs_BTKG=dt_BTKG * a_KG, gain_BTKG=dt_BTKG, skip_KG=d_KG)
     return out, state

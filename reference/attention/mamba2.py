@@ -67,7 +67,8 @@ def mamba2_in_chunks(
 def require_one_length(x_BTKGH: np.ndarray, dt_BTKG: np.ndarray, b_BTKM: np.ndarray, c_BTKM: np.ndarray) -> None:
     """Refuse inputs of different lengths."""
     if not x_BTKGH.shape[1] == dt_BTKG.shape[1] == b_BTKM.shape[1] == c_BTKM.shape[1]:
-        lengths = ", ".join(f"{name} T={x.shape[1]}" for name, x in zip("x dt b c".split(), (x_BTKGH, dt_BTKG, b_BTKM, c_BTKM)))
+        named = {"x": x_BTKGH, "dt": dt_BTKG, "b": b_BTKM, "c": c_BTKM}
+        lengths = ", ".join(f"{name} T={x.shape[1]}" for name, x in named.items())
         raise ValueError(f"lengths differ: {lengths}")
 
 

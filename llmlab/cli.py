@@ -979,14 +979,18 @@ def validate_here_command(
     plot: Annotated[
         Path | None, typer.Option(help="With --training: predicted pipelines above measured ones (.png, .svg, .pdf).")
     ] = None,
+    timeline: Annotated[
+        Path | None, typer.Option(help="With --training: what the last pipeline did, for Perfetto (.json or .json.gz).")
+    ] = None,
     json_output: Json = False,
 ) -> None:
     """Calibrate this machine, predict runs of a real engine at several loads, run them, and compare (about 4 minutes)."""
     if training:
-        validate_training_here(quick=quick, seed=seed, plot=plot, json_output=json_output)
+        validate_training_here(quick=quick, seed=seed, plot=plot, timeline=timeline, json_output=json_output)
         return
-    if plot is not None:
-        raise InputError("validate here", "--plot", str(plot), "draws pipelines: needs --training")
+    for option, given in (("--plot", plot), ("--timeline", timeline)):
+        if given is not None:
+            raise InputError("validate here", option, str(given), "shows pipelines: needs --training")
     from llmlab.harness.validation.here import tables, validate_here
 
     with progress_bar("engine") as advance:
@@ -1007,17 +1011,22 @@ def validate_here_command(
             show(title, rows)
 
 
-def validate_training_here(*, quick: bool, seed: int, plot: Path | None, json_output: bool) -> None:
+def validate_training_here(*, quick: bool, seed: int, plot: Path | None, timeline: Path | None, json_output: bool) -> None:
     """Predict training steps of two processes here, run them, and compare."""
     from llmlab.harness.validation.here_training import tables, validate_here_training
     from llmlab.reports.pipeline_figure import check_picture, save_pipeline
+    from llmlab.simulator.training.tracing import check_trace
 
     if plot is not None:
         check_picture(plot)
+    if timeline is not None:
+        check_trace(timeline)
     with progress_bar("trainer") as advance:
         found = validate_here_training(quick=quick, seed=seed, progress=advance)
     if plot is not None:
         save_pipeline(found.timelines, plot)
+    if timeline is not None:
+        found.timelines[-1].write_trace(timeline)
     if json_output:
         emit(found.result)
     else:

@@ -147,8 +147,9 @@ def check_plan(config: ModelConfig, plan: ParallelPlan) -> None:
     ):
         if getattr(plan, field) not in known:
             refuse(field, f"not one of {', '.join(map(str, known))} here")
-    if plan.offload or plan.shard_over:
-        refuse("offload" if plan.offload else "shard_over", "not run here")
+    for field, plain in (("offload", False), ("offload_weights", False), ("shard_over", 0), ("tensor", "1d")):
+        if getattr(plan, field) != plain:
+            refuse(field, f"only {plain} is run here")
     if plan.gpus > _world.MAX_RANKS:
         named = f"dp {plan.dp} x tp {plan.tp} x pp {plan.pp} x cp {plan.cp}"
         raise InputError("plan", "ranks", plan.gpus, f"{named}: at most {_world.MAX_RANKS} processes run here")

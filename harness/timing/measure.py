@@ -260,8 +260,10 @@ def give_back_pages() -> None:
 
 
 @contextmanager
-def watch(spins: int = 40) -> Iterator[list[Quiet]]:
+def watch(spins: int = 40, own: Callable[[], float] | None = None) -> Iterator[list[Quiet]]:
     """Measure how quiet the machine is while the block runs; the list holds one `Quiet` afterwards.
+
+    `own` says how many processor seconds are ours so far: this process' where not given, or `family_seconds`.
 
     >>> with watch(spins=2) as quiet:
     ...     _ = sum(range(10))
@@ -270,10 +272,11 @@ def watch(spins: int = 40) -> Iterator[list[Quiet]]:
     """
     result: list[Quiet] = []
     spin_before = spin_times(spins // 2)
-    busy_before, own_before, started = _busy_seconds(), _own_seconds(), time.perf_counter()
+    own = own or _own_seconds
+    busy_before, own_before, started = _busy_seconds(), own(), time.perf_counter()
     yield result
     elapsed = time.perf_counter() - started
-    others = others_fraction(_busy_seconds() - busy_before, _own_seconds() - own_before, elapsed, os.cpu_count() or 1, _TICK_S)
+    others = others_fraction(_busy_seconds() - busy_before, own() - own_before, elapsed, os.cpu_count() or 1, _TICK_S)
     result.append(Quiet(others, spin_variation(spin_before + spin_times(spins // 2)), _load()))
 
 
@@ -339,6 +342,22 @@ def _busy_seconds() -> float:
 def _own_seconds() -> float:
     spent = os.times()
     return spent.user + spent.system + spent.children_user + spent.children_system
+
+
+def family_seconds() -> float:
+    """Processor seconds of this process and of every living process that it started, directly or not."""
+    if importlib.util.find_spec("psutil") is None:
+        return _own_seconds()
+    import psutil
+
+    total = _own_seconds()
+    for child in psutil.Process().children(recursive=True):
+        try:
+            spent = child.cpu_times()
+        except psutil.Error:  # it just ended
+            continue
+        total += spent.user + spent.system
+    return total
 
 
 def _load() -> float:

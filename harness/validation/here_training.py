@@ -9,7 +9,8 @@ Two predictions, made before any run:
   constants fitted on models of other sizes. It tests what the simulator would say of a model that was never run.
 
 The interval of a replayed figure is the range over the rounds of the calibration; that of a price is the range of the residuals
-of its fit. Units: seconds, bytes; milliseconds and megabytes where a metric's name says so.
+of its fit, widened by the rounds' range; bytes are counted and have none. Units: seconds, bytes; milliseconds and megabytes
+where a metric's name says so.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from llmlab.harness.calibration.ranks import COLLECTIVES, KINDS, Curve, Piece, R
 from llmlab.harness.calibration.tables import tidy
 from llmlab.harness.machine import describe
 from llmlab.harness.runtime.trainer import Trained, schedule_of, train
+from llmlab.harness.timing.measure import NOISY_OTHERS, family_seconds, watch
 from llmlab.harness.validation.summary import error_figures, grouped
 from llmlab.reference.errors import InputError
 from llmlab.reference.models._config import ModelConfig
@@ -102,6 +104,8 @@ def validate_here_training(
 ) -> HereTraining:
     """Calibrate with two processes, predict every plan, run every plan, compare.
 
+    `others` of a row is the part of the processors that other programs used during its runs: what no prediction knows.
+
     Args:
         quick: fewer rounds and steps.
         seed: of weights and text.
@@ -116,22 +120,35 @@ def validate_here_training(
     for name, plan in plans.items():
         if plan.gpus != 2:
             raise InputError("validate here", "plan", name, f"has {plan.gpus} ranks; two processes are calibrated")
-    rounds = calibrate_ranks(pieces_of(plans), PRODUCTS, rounds=effort.rounds, piece_s=effort.piece_s, seed=seed, say=progress)
+    warm_up(plans, seed)
+    with watch(own=family_seconds) as calibrating:
+        pieces = pieces_of(plans)
+        rounds = calibrate_ranks(pieces, PRODUCTS, rounds=effort.rounds, piece_s=effort.piece_s, seed=seed, say=progress)
     composed = {name: Composed(plan, rounds) for name, plan in plans.items()}
     price = Price(rounds, plans)
     runs: dict[str, list[Trained]] = {name: [] for name in plans}
+    others: dict[str, list[float]] = {name: [] for name in plans}
     total = effort.blocks * len(plans)
     for block in range(effort.blocks):  # plans take turns, so that no slow minute hits one of them alone
         for number, (name, plan) in enumerate(plans.items()):
             progress(f"running {name}", block * len(plans) + number, total)
-            runs[name].append(train(MODEL, plan, steps=effort.steps + 1, seed=seed, keep=False))
+            with watch(own=family_seconds) as running:
+                runs[name].append(train(MODEL, plan, steps=effort.steps + 1, seed=seed, keep=False))
+            others[name].append(running[0].others)
     progress("running", total, total)
     counted = {name: train(MODEL, plan, seed=seed, count_activations=True, keep=False) for name, plan in plans.items()}
     rows: list[dict[str, Any]] = []
     for name in plans:
-        rows += rows_of(name, composed[name], price.of[name], measured_figures(plans[name], runs[name], counted[name]))
+        measured = measured_figures(plans[name], runs[name], counted[name])
+        used = float(np.mean(others[name]))
+        rows += [{**row, "others": used} for row in rows_of(name, composed[name], price.of[name], measured)]
     timelines = [one for name, plan in plans.items() if plan.pp > 1 for one in pair(composed[name], runs[name])]
-    return HereTraining({"rows": rows, "excluded": [], "summary": summarize(rows, price)}, timelines)
+    return HereTraining({"rows": rows, "excluded": [], "summary": summarize(rows, price, calibrating[0].others)}, timelines)
+
+
+def warm_up(plans: Mapping[str, ParallelPlan], seed: int) -> None:
+    """Start the processes and run one step, so that nothing of that is timed."""
+    train(MODEL, next(iter(plans.values())), seed=seed, keep=False)
 
 
 def pieces_of(plans: Mapping[str, ParallelPlan]) -> list[Piece]:
@@ -310,6 +327,7 @@ class Price:
             path = fit(tidy(columns | {"source": "here"}), peaks).save(Path(folder) / "two-processes.json")
             self.device: Device = replace(load_device(path).device, name=str(path))
             self.habits, self.residuals = self._constants()
+            self.spread = self._spread(rounds)
             self.of = {name: self._of(plan) for name, plan in plans.items()}
 
     def _of(self, plan: ParallelPlan) -> Priced:
@@ -322,7 +340,16 @@ class Price:
         state = fullest.weights_bytes + fullest.gradients_bytes + fullest.optimizer_bytes
         held = {"state_mb": state / 1e6, "activations_mb": (fullest.activations_bytes + fullest.logits_bytes) / 1e6}
         low, high = ((ratio - 1.0) * step.breakdown.compute_s for ratio in self.residuals)
-        return Priced(seconds, seconds + low, seconds + high, held)
+        return Priced(seconds, (seconds + low) * self.spread[0], (seconds + high) * self.spread[1], held)
+
+    def _spread(self, rounds: Sequence[Sequence[Round]]) -> tuple[float, float]:
+        """How much quicker and slower than the middle the other models were in single rounds."""
+        names = [config.name for config, _, _ in OTHERS]
+        sums = [
+            sum(one.action(name, kind, rank) for name in names for kind in KINDS for rank in range(2))
+            for one in (self.costs, *(Costs([single]) for single in rounds))
+        ]
+        return min(1.0, min(sums[1:]) / sums[0]), max(1.0, max(sums[1:]) / sums[0])
 
     def _constants(self) -> tuple[Framework, tuple[float, float]]:
         """Fit matrix and memory efficiency and the cost of a call on models of other sizes."""
@@ -438,13 +465,14 @@ def pair(composed: Composed, runs: Sequence[Trained]) -> list[Any]:
     ]
 
 
-def summarize(rows: Sequence[Mapping[str, Any]], price: Price) -> dict[str, Any]:
+def summarize(rows: Sequence[Mapping[str, Any]], price: Price, others: float) -> dict[str, Any]:
     """Error figures by way of predicting and metric, and what the fit found."""
     habits = price.habits
     return {
         "machine": describe().device_name("cpu"),
         "parameters": MODEL.num_parameters,
         "processes": 2,
+        "others_while_calibrating": others,
         "by_metric": grouped(list(rows), "source", "metric"),
         "step_s": {
             way: error_figures([row for row in rows if row["source"] == way and row["metric"] == "step_s"])
@@ -478,6 +506,12 @@ def tables(result: Mapping[str, Any]) -> Iterator[tuple[str, list[dict[str, Any]
             }
         )
     yield f"{summary['machine']}, two processes, {summary['parameters'] / 1e6:.1f} M parameters", shown
+    busiest = max(summary["others_while_calibrating"], *(row["others"] for row in result["rows"]))
+    if busiest > NOISY_OTHERS:
+        shares = {"calibrating": summary["others_while_calibrating"]}
+        shares |= {row["plan"]: row["others"] for row in result["rows"]}
+        title = "these figures say little: others used the processors"
+        yield title, [{"while": name, "of the processors": f"{share:.0%}"} for name, share in shares.items()]
     yield (
         "errors",
         [

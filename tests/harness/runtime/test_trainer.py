@@ -301,6 +301,7 @@ def test_losses_fall() -> None:
         ({"zero_stage": 4}, "not one of 0, 1, 2, 3"),
         ({"precision": "bfloat16"}, "not one of float32, float64 here"),
         ({"tp": 2, "sequence": 5, "microbatch": 1, "sequence_parallel": True}, "must divide the 5 rows"),
+        ({"tp": 2, "tensor": "2d"}, "only 1d is run here"),
         ({"dp": 0}, "must be a whole number of at least 1"),
     ],
 )

@@ -133,4 +133,33 @@ def test_it_runs_here(monkeypatch: pytest.MonkeyPatch) -> None:
     state = {row["plan"]: row for row in rows if row["metric"] == "state_mb"}
     assert state["zero3"]["measured"] == pytest.approx(8 * small.num_parameters / 1e6, rel=0.01)
     assert [timeline.schedule.name for timeline in found.timelines] == ["zb-h1 predicted", "zb-h1 measured"]
-    assert [title for title, _ in here.tables(found.result)][1] == "errors"
+    assert [title for title, _ in here.tables(found.result)][-1] == "errors"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--training", "--plot", "picture.txt"], "picture.txt"),
+        (["--training", "--timeline", "trace.txt"], "trace.txt"),
+        (["--plot", "picture.png"], "needs --training"),
+    ],
+)
+def test_the_command_refuses_bad_files_in_one_line(
+    arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from llmlab.cli import main
+
+    assert main(["validate", "here", *arguments]) == 2
+    shown = capsys.readouterr()
+    assert named in shown.err
+    assert shown.err.count("\n") == 1
+    assert shown.out == ""
+
+
+def test_figures_of_a_busy_machine_are_said_to_mean_little() -> None:
+    rows = [{**row, "others": 0.4} for row in rows_when(1.0)]
+    price = here.Price(rounds(), {"dp2": here.PLANS["dp2"]})
+    shown = dict(here.tables({"rows": rows, "summary": here.summarize(rows, price, 0.02)}))
+    assert "these figures say little: others used the processors" in shown
+    quiet = [{**row, "others": 0.01} for row in rows]
+    assert len(list(here.tables({"rows": quiet, "summary": here.summarize(quiet, price, 0.02)}))) == 2

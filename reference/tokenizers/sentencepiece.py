@@ -79,6 +79,7 @@ class Model:
         kind: "unigram" or "bpe".
         byte_fallback: unknown characters become the byte pieces of their UTF-8.
         charsmap: normalization rules, None for identity.
+        denormalizer: rules for decoded text (marks of capital letters become capital letters, say).
         dummy_prefix: a space is put before the text (after it with `space_after`).
         squeeze_spaces: leading, trailing and repeated spaces are dropped.
         escape_spaces: spaces become "▁".
@@ -98,6 +99,7 @@ class Model:
     escape_spaces: bool = True
     space_after: bool = False
     unknown_surface: str = " ⁇ "
+    denormalizer: Charsmap | None = None
     name: str = field(default="model", compare=False)
 
     @cached_property
@@ -188,23 +190,33 @@ def _rewritten(model: Model, text: str) -> Iterator[str]:
     if model.charsmap is None and not model.user_defined.ids:
         yield from text
         return
-    raw, place, at = text.encode(), 0, 0  # the same place in bytes and in characters
+    at = start = 0  # what lies between is under no user-defined piece
     while at < len(text):
-        mine = max(
-            (end for end, number, _ in unigram.edges(model.user_defined, text, at) if number != model.unknown), default=0
-        )
-        if mine:
-            replaced = text[at:mine]
-            place, at = place + len(replaced.encode()), mine
-        elif found := list(model.charsmap.prefixes(raw, place)) if model.charsmap else []:
-            length, letters = found[-1]
-            replaced = letters.decode("utf-8", "replace")
-            at += len(raw[place : place + length].decode())
-            place += length
-        else:
-            replaced = text[at]
-            place, at = place + len(replaced.encode()), at + 1
-        yield replaced
+        if mine := _user_defined_end(model, text, at):
+            yield from _replaced(model.charsmap, text[start:at])
+            yield text[at:mine]
+            start = mine
+        at = mine or at + 1
+    yield from _replaced(model.charsmap, text[start:])
+
+
+def _user_defined_end(model: Model, text: str, at: int) -> int:
+    """Where the longest user-defined piece at a place ends, 0 if there is none."""
+    if not model.user_defined.ids:
+        return 0
+    return max((end for end, number, _ in unigram.edges(model.user_defined, text, at) if number != model.unknown), default=0)
+
+
+def _replaced(charsmap: Charsmap | None, text: str) -> Iterator[str]:
+    if charsmap is None:
+        yield from text
+        return
+    raw, place = text.encode(), 0
+    while place < len(raw):
+        found = list(charsmap.prefixes(raw, place))
+        width = found[-1][0] if found else 1 + sum(raw[place] >= least for least in (0xC0, 0xE0, 0xF0))
+        yield (found[-1][1] if found else raw[place : place + width]).decode("utf-8", "replace")
+        place += width
 
 
 def segment(model: Model, normalized: str) -> Iterator[tuple[int, str]]:
@@ -216,9 +228,7 @@ def segment(model: Model, normalized: str) -> Iterator[tuple[int, str]]:
     strange, frozen = 1 << 40, 1 << 41  # no pair has these
     ids, at = [], 0
     while at < len(normalized):
-        mine = max(
-            (end for end, number, _ in unigram.edges(model.user_defined, normalized, at) if number != model.unknown), default=0
-        )
+        mine = _user_defined_end(model, normalized, at)
         ids.append(frozen + model.found[normalized[at:mine]] if mine else numbers.get(normalized[at], strange))
         at = mine or at + 1
     at = 0
@@ -278,7 +288,8 @@ def decode(model: Model, ids: Iterable[int]) -> str:
                 piece = piece.removeprefix(SPACE)
                 strips = model.squeeze_spaces
             out.append(piece.replace(SPACE, " "))
-    return "".join(out)
+    text = "".join(out)
+    return text if model.denormalizer is None else "".join(_replaced(model.denormalizer, text))
 
 
 def fields(data: bytes) -> Iterator[tuple[int, Any]]:
@@ -342,6 +353,7 @@ def parse_model(data: bytes, *, name: str = "model") -> Model:
     pieces, scores, types = [], [], []
     trainer: dict[int, Any] = {}
     normalizer: dict[int, Any] = {}
+    denormalizer: dict[int, Any] = {}
     try:
         for number, value in fields(data):
             if number == 1:
@@ -353,9 +365,10 @@ def parse_model(data: bytes, *, name: str = "model") -> Model:
                 trainer = dict(fields(value))
             elif number == 3:
                 normalizer = dict(fields(value))
+            elif number == 5:
+                denormalizer = dict(fields(value))
         kind = {1: "unigram", 2: "bpe"}.get(trainer.get(3, 1), "")
-        blob = normalizer.get(2, b"")
-        charsmap = Charsmap.parse(blob) if blob else None
+        charsmap, back = (Charsmap.parse(spec[2]) if spec.get(2) else None for spec in (normalizer, denormalizer))
         surface = trainer.get(44, " ⁇ ".encode()).decode()
     except (ValueError, TypeError, AttributeError, struct.error) as error:
         raise InputError(name, "", Path(name).name, f"is no SentencePiece model: {error}") from error
@@ -375,6 +388,7 @@ def parse_model(data: bytes, *, name: str = "model") -> Model:
         escape_spaces=bool(normalizer.get(5, 1)),
         space_after=bool(trainer.get(24, 0)),
         unknown_surface=surface,
+        denormalizer=back,
         name=name,
     )
     if kind == "bpe" and UNUSED in types:

@@ -85,22 +85,11 @@ class _Silent(CountedPeers):
 
 
 def calibrate_ranks(
-    pieces: Sequence[Piece],
-    products: Sequence[tuple[int, int, int]],
-    *,
-    rounds: int,
-    piece_s: float,
-    seed: int = 0,
-    say: Callable[[str, int, int], None] = lambda what, done, total: None,
-) -> list[list[Round]]:
-    """Time everything `rounds` times on two ranks at once; return per round what each rank found."""
-    found = []
-    for number in range(rounds):
-        say("timing actions of two ranks", number, rounds)
-        settings = {"pieces": list(pieces), "products": list(products), "piece_s": piece_s, "seed": seed}
-        found.append(_world.run(time_rank, [settings] * RANKS))
-    say("timing actions of two ranks", rounds, rounds)
-    return found
+    pieces: Sequence[Piece], products: Sequence[tuple[int, int, int]], *, piece_s: float, seed: int = 0
+) -> list[Round]:
+    """Time everything once on two ranks at once; return what each rank found."""
+    settings = {"pieces": list(pieces), "products": list(products), "piece_s": piece_s, "seed": seed}
+    return _world.run(time_rank, [settings] * RANKS)
 
 
 def time_rank(pieces: Sequence[Piece], products: Sequence[tuple[int, int, int]], piece_s: float, seed: int) -> Round:

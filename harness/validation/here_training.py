@@ -1,6 +1,7 @@
 """`llmlab validate here --training`: predict training steps of two processes on this machine, then run them and compare.
 
-Two predictions, made before any run:
+In blocks, so that a slow change of the machine hits both sides alike: time the pieces, predict every plan from them, run every
+plan. No prediction knows of a run. There are two:
 
 - replay: the pieces of a step are timed one by one with both processes computing (`harness/calibration/ranks.py`) and put
   together: actions replayed in the order of the schedule, collectives and updates from measured curves. It tests how a step is
@@ -42,6 +43,7 @@ from llmlab.simulator.training.plan import Framework, ParallelPlan, framework
 from llmlab.simulator.training.step import predict_step
 
 Say = Callable[[str, int, int], None]
+NAMES = {"F": "forward_ms", "B": "backward_ms", "I": "input_ms", "W": "weight_ms"}
 ITEM = 4
 """Bytes of an element: runs here are in float32."""
 
@@ -74,16 +76,16 @@ PRODUCTS = tuple(
 
 @dataclass(frozen=True)
 class Effort:
-    """Rounds of calibration, seconds per piece in each, blocks of steps per plan and steps of a block that count."""
+    """Blocks, rounds of calibration in each, seconds per piece in each of those, and steps per plan in a block that count."""
 
+    blocks: int
     rounds: int
     piece_s: float
-    blocks: int
     steps: int
 
 
-FULL = Effort(6, 0.5, 3, 6)
-QUICK = Effort(3, 0.25, 2, 4)
+FULL = Effort(3, 2, 0.5, 6)
+QUICK = Effort(2, 2, 0.2, 4)
 
 
 @dataclass(frozen=True)
@@ -121,29 +123,38 @@ def validate_here_training(
         if plan.gpus != 2:
             raise InputError("validate here", "plan", name, f"has {plan.gpus} ranks; two processes are calibrated")
     warm_up(plans, seed)
-    with watch(own=family_seconds) as calibrating:
-        pieces = pieces_of(plans)
-        rounds = calibrate_ranks(pieces, PRODUCTS, rounds=effort.rounds, piece_s=effort.piece_s, seed=seed, say=progress)
-    composed = {name: Composed(plan, rounds) for name, plan in plans.items()}
-    price = Price(rounds, plans)
+    composed: dict[str, list[Composed]] = {name: [] for name in plans}
+    prices: list[Price] = []
     runs: dict[str, list[Trained]] = {name: [] for name in plans}
-    others: dict[str, list[float]] = {name: [] for name in plans}
-    total = effort.blocks * len(plans)
-    for block in range(effort.blocks):  # plans take turns, so that no slow minute hits one of them alone
-        for number, (name, plan) in enumerate(plans.items()):
-            progress(f"running {name}", block * len(plans) + number, total)
+    others: dict[str, list[float]] = {name: [] for name in (*plans, "calibrating")}
+    pieces, turn, total = pieces_of(plans), 0, effort.blocks * (effort.rounds + len(plans))
+    for _ in range(effort.blocks):
+        rounds = []
+        with watch(own=family_seconds) as calibrating:
+            for _ in range(effort.rounds):
+                progress("timing the pieces of a step", turn, total)
+                rounds.append(calibrate_ranks(pieces, PRODUCTS, piece_s=effort.piece_s, seed=seed))
+                turn += 1
+        others["calibrating"].append(calibrating[0].others)
+        prices.append(Price(rounds, plans))
+        for name, plan in plans.items():
+            composed[name].append(Composed(plan, rounds))
+        for name, plan in plans.items():
+            progress(f"running {name}", turn, total)
             with watch(own=family_seconds) as running:
                 runs[name].append(train(MODEL, plan, steps=effort.steps + 1, seed=seed, keep=False))
             others[name].append(running[0].others)
-    progress("running", total, total)
+            turn += 1
+    progress("counting bytes", turn, total)
     counted = {name: train(MODEL, plan, seed=seed, count_activations=True, keep=False) for name, plan in plans.items()}
+    used = {name: float(np.mean(shares)) for name, shares in others.items()}
     rows: list[dict[str, Any]] = []
     for name in plans:
         measured = measured_figures(plans[name], runs[name], counted[name])
-        used = float(np.mean(others[name]))
-        rows += [{**row, "others": used} for row in rows_of(name, composed[name], price.of[name], measured)]
-    timelines = [one for name, plan in plans.items() if plan.pp > 1 for one in pair(composed[name], runs[name])]
-    return HereTraining({"rows": rows, "excluded": [], "summary": summarize(rows, price, calibrating[0].others)}, timelines)
+        priced = [price.of[name] for price in prices]
+        rows += [{**row, "others": used[name]} for row in rows_of(name, composed[name], priced, measured)]
+    timelines = [one for name, plan in plans.items() if plan.pp > 1 for one in pair(composed[name][0], runs[name][0])]
+    return HereTraining({"rows": rows, "excluded": [], "summary": summarize(rows, prices[-1], used["calibrating"])}, timelines)
 
 
 def warm_up(plans: Mapping[str, ParallelPlan], seed: int) -> None:
@@ -214,8 +225,7 @@ class Composed:
         across = np.full((2, schedule.num_stages), round(costs.curve("hand_over")(hidden) * 1e9), dtype=np.int64)
         timeline = replay(schedule, Durations(np.rint(action_s * 1e9).astype(np.int64), across))
         kinds = {action.kind for actions in schedule.actions for action in actions}
-        named = {"F": "forward_ms", "B": "backward_ms", "I": "input_ms", "W": "weight_ms"}
-        figures = {named[kind]: 1e3 * float(action_s["FBIW".index(kind)].mean()) for kind in KINDS if kind in kinds}
+        figures = {NAMES[kind]: 1e3 * float(action_s["FBIW".index(kind)].mean()) for kind in KINDS if kind in kinds}
         if plan.pp > 1:
             figures["bubble_fraction"] = timeline.bubble_fraction
         figures["step_s"] = timeline.makespan_ns / 1e9 + self._after(costs)
@@ -403,21 +413,9 @@ class Price:
 
 
 def measured_figures(plan: ParallelPlan, runs: Sequence[Trained], counted: Trained) -> dict[str, float]:
-    """Medians over all steps of all blocks but each block's first, and bytes of the run that counted them."""
-    named = {"F": "forward_ms", "B": "backward_ms", "I": "input_ms", "W": "weight_ms"}
-    found: dict[str, list[float]] = {"step_s": [], "bubble_fraction": []}
-    for run in runs:
-        found["step_s"] += run.step_s[1:]
-        for step in range(1, len(run.step_s)):
-            if plan.pp > 1:
-                found["bubble_fraction"].append(run.timeline(step).bubble_fraction)
-            for kind in {action.kind for action in run.ranks[0].actions[step]}:
-                per_stage = [
-                    np.median([one.end_ns - one.start_ns for one in rank.actions[step] if one.kind == kind])
-                    for rank in run.ranks
-                ]
-                found.setdefault(named[kind], []).append(float(np.mean(per_stage)) / 1e6)
-    figures = {name: float(np.median(values)) for name, values in found.items() if values}
+    """Per block the median over its steps but the first, of those the mean; and bytes of the run that counted them."""
+    blocks = [_block_figures(plan, run) for run in runs]
+    figures = {name: float(np.mean([block[name] for block in blocks])) for name in blocks[0]}
     memory = [rank.memory_bytes for rank in counted.ranks]
     fullest = max(memory, key=lambda one: sum(one.values()))
     figures["state_mb"] = (fullest["weights"] + fullest["gradients"] + fullest["optimizer"]) / 1e6
@@ -425,37 +423,49 @@ def measured_figures(plan: ParallelPlan, runs: Sequence[Trained], counted: Train
     return figures
 
 
-def rows_of(name: str, composed: Composed, priced: Priced, measured: Mapping[str, float]) -> list[dict[str, Any]]:
-    """One row per metric and way of predicting it."""
+def _block_figures(plan: ParallelPlan, run: Trained) -> dict[str, float]:
+    found: dict[str, list[float]] = {"step_s": run.step_s[1:], "bubble_fraction": []}
+    for step in range(1, len(run.step_s)):
+        if plan.pp > 1:
+            found["bubble_fraction"].append(run.timeline(step).bubble_fraction)
+        for kind in {action.kind for action in run.ranks[0].actions[step]}:
+            per_rank = [[one.end_ns - one.start_ns for one in rank.actions[step] if one.kind == kind] for rank in run.ranks]
+            found.setdefault(NAMES[kind], []).append(float(np.mean([np.median(times) for times in per_rank])) / 1e6)
+    return {name: float(np.median(values)) for name, values in found.items() if values}
+
+
+def rows_of(
+    name: str, composed: Sequence[Composed], priced: Sequence[Priced], measured: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    """One row per metric and way of predicting it: the mean of what was predicted before each block."""
     rows: list[dict[str, Any]] = []
 
-    def row(way: str, metric: str, predicted: float, low: float, high: float) -> None:
+    def row(way: str, metric: str, predicted: Sequence[float], bounds: Sequence[float]) -> None:
         rows.append(
             {
                 "row_id": f"{name}/{way}",
                 "metric": metric,
                 "measured": measured[metric],
-                "predicted": predicted,
-                "low": min(low, predicted),
-                "high": max(high, predicted),
+                "predicted": float(np.mean(predicted)),
+                "low": min(*bounds, float(np.mean(predicted))),
+                "high": max(*bounds, float(np.mean(predicted))),
                 "source": way,
                 "fitted": False,
                 "plan": name,
             }
         )
 
-    for metric, value in composed.figures.items():
-        spread = [one[metric] for one in composed.each]
-        row("replay", metric, value, min(spread), max(spread))
-    row("price", "step_s", priced.seconds, priced.low, priced.high)
-    for metric, held in priced.held_mb.items():
-        row("price", metric, held, held, held)
+    for metric in composed[0].figures:
+        spread = [one[metric] for block in composed for one in block.each]
+        row("replay", metric, [block.figures[metric] for block in composed], spread)
+    row("price", "step_s", [one.seconds for one in priced], [end for one in priced for end in (one.low, one.high)])
+    for metric, held in priced[0].held_mb.items():
+        row("price", metric, [held], [held])
     return rows
 
 
-def pair(composed: Composed, runs: Sequence[Trained]) -> list[Any]:
+def pair(composed: Composed, run: Trained) -> list[Any]:
     """The predicted timeline above the measured one of the step in the middle."""
-    run = runs[0]
     steps = sorted(range(1, len(run.step_s)), key=lambda step: run.step_s[step])
     real = run.timeline(steps[len(steps) // 2])
     name = composed.plan.schedule

@@ -97,7 +97,7 @@ def rows_when(measured: float, *slower: float) -> list[dict[str, Any]]:
     one = composed("pp2-1f1b", *slower)
     figures = {metric: measured * value for metric, value in one.figures.items()} | {"state_mb": 1.0, "activations_mb": 1.0}
     priced = here.Priced(one.figures["step_s"], 0.9 * one.figures["step_s"], 1.1 * one.figures["step_s"], {"state_mb": 1.0})
-    return here.rows_of("pp2-1f1b", one, priced, figures)
+    return here.rows_of("pp2-1f1b", [one], [priced], figures)
 
 
 def test_what_was_predicted_lies_in_its_interval_and_a_slower_machine_does_not() -> None:
@@ -124,7 +124,7 @@ def test_it_runs_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(here, "MODEL", small)
     monkeypatch.setattr(here, "PRODUCTS", here.PRODUCTS[:12])
     plans = {name: replace(here.PLANS[name], sequence=16, microbatch=2, global_batch=8) for name in ("zero3", "pp2-zb-h1")}
-    found = here.validate_here_training(effort=here.Effort(1, 0.0, 1, 1), plans=plans)
+    found = here.validate_here_training(effort=here.Effort(1, 1, 0.0, 1), plans=plans)
     rows = json.loads(json.dumps(found.result, allow_nan=False))["rows"]
     metrics = {(row["plan"], row["source"], row["metric"]) for row in rows}
     assert ("zero3", "price", "step_s") in metrics

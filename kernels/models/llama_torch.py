@@ -16,10 +16,13 @@ from torch import Tensor
 
 from llmlab.kernels.models._decode_numba import decode_attention
 from llmlab.kernels.twin import twin
-from llmlab.reference.models._blocks import rotary_frequencies
 from llmlab.reference.models._config import ModelConfig
+from llmlab.reference.models._rotary import rotary_frequencies
 from llmlab.reference.models._weights import check_weights
 from llmlab.reference.models.llama import LLAMA
+
+LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")
+"""Dense families whose files hold the same matrices under the same names."""
 
 Cache = list[tuple[Tensor, Tensor]]
 """Per layer: a pool of keys and one of values, each [blocks, tokens of a block, K, H]."""
@@ -56,7 +59,7 @@ class _Layer:
 
 
 class LlamaTorch:
-    """A dense model of the Llama family (llama, mistral, qwen2, qwen3) with its weights on one device.
+    """A dense model of the families in `LLAMA_LIKE` with its weights on one device.
 
     Args:
         config: the architecture.
@@ -65,7 +68,7 @@ class LlamaTorch:
         dtype: what to compute in.
 
     Raises:
-        ValueError: a mixture of experts, an unknown rotary scaling, or a weight that is missing or of the wrong shape.
+        ValueError: another family, a mixture of experts, an unknown rotary scaling, or a weight that is missing or misshapen.
     """
 
     def __init__(
@@ -78,6 +81,8 @@ class LlamaTorch:
     ) -> None:
         if not config.runnable:
             raise ValueError(f"{config.name}: model_type={config.model_type!r} can be priced, not run")
+        if config.model_type not in LLAMA_LIKE and not config.is_moe:
+            raise ValueError(f"{config.name}: model_type={config.model_type!r} is none of {', '.join(LLAMA_LIKE)}")
         if config.is_moe:
             raise ValueError(f"{config.name}: model_type={config.model_type!r} has experts; this model is dense")
         check_weights(config, weights)
@@ -94,7 +99,10 @@ class LlamaTorch:
         self.layers = [_Layer(config, layer, get) for layer in range(config.num_hidden_layers)]
         self.norm_D = get("model.norm.weight")
         self.head_VD = self.embedding_VD if config.tie_word_embeddings else get("lm_head.weight")
-        self.frequencies_R = torch.from_numpy(rotary_frequencies(config)).to(self.device)
+        frequencies_R, factor = rotary_frequencies(config)
+        if factor != 1.0:
+            raise ValueError(f"{config.name}: rope kind {config.rope.kind!r} scales what it rotates; this model does not")
+        self.frequencies_R = torch.from_numpy(frequencies_R).to(self.device)
 
     def new_cache(self, num_blocks: int, block_tokens: int) -> Cache:
         """Empty pools for `num_blocks` blocks of `block_tokens` tokens in every layer."""

@@ -15,21 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from llmlab.reference.errors import InputError
+from llmlab.reference.models._shapes import Shapes, layer_shapes, shapes_after, shapes_before
 
-# What transformers assumes when a file leaves the field out; None means "as many as query heads".
-_KEY_VALUE_HEADS = {
-    "llama": None,
-    "mistral": 8,
-    "mixtral": 8,
-    "qwen2": 32,
-    "qwen3": 32,
-    "qwen2_moe": 16,
-    "qwen3_moe": 4,
-}
-MODEL_TYPES = tuple(_KEY_VALUE_HEADS)
-"""The families the reference models are built for; `_families.py` reads more, to be priced only."""
-_LONG = {"llama": 2048, "mistral": 131072, "mixtral": 131072}
-_HEAD_DIM = {"qwen3": 128}
 _LARGEST = 2**40  # a size above this is a typing error, and would overflow products in 64 bits
 
 
@@ -43,6 +30,11 @@ class Rope:
         factor: stretch, 1 for "default".
         low_freq_factor, high_freq_factor: edges of the blend of "llama3", in turns over the original context.
         original_max_position_embeddings: context the model was first trained with; 0 where not given.
+        attention_factor: of cosines and sines in "yarn" and "longrope"; 0 where it follows from the others.
+        beta_fast, beta_slow: turns over the original context between which "yarn" blends.
+        mscale, mscale_all_dim: DeepSeek's two weights of yarn's attention factor; 0 where not given.
+        truncate: "yarn" rounds the ends of its blend to whole pairs.
+        short_factor, long_factor: "longrope" divides each pair's frequency by one of them.
     """
 
     theta: float = 10000.0
@@ -51,6 +43,14 @@ class Rope:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_position_embeddings: int = 0
+    attention_factor: float = 0.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    mscale: float = 0.0
+    mscale_all_dim: float = 0.0
+    truncate: bool = True
+    short_factor: tuple[float, ...] = ()
+    long_factor: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,25 @@ class LatentAttention:
 
 
 @dataclass(frozen=True)
+class Routing:
+    """How a token's experts are chosen and weighted.
+
+    Attributes:
+        score: "softmax" over all experts or "sigmoid" of each.
+        groups, groups_kept: experts lie in so many groups, of which a token may visit the best ones only
+            (DeepSeek-V3, arXiv:2412.19437, section 2.1.2): those whose two best scores sum highest.
+        scale: what the chosen experts' weights are multiplied with.
+        correction: a bias per expert is added to the scores when choosing, not when weighting.
+    """
+
+    score: str = "softmax"
+    groups: int = 1
+    groups_kept: int = 1
+    scale: float = 1.0
+    correction: bool = False
+
+
+@dataclass(frozen=True)
 class GatedDelta:
     """Linear attention by the gated delta rule (arXiv:2412.06464): a state of fixed size per request instead of a cache.
 
@@ -106,11 +125,11 @@ class GatedDelta:
 class ModelConfig:
     """One decoder-only transformer: dense or mixture of experts.
 
-    The families of `MODEL_TYPES` can be run; others (`runnable` false) are described well enough to be priced.
+    Families with a file of their own can be run; those of `_families.py` (`runnable` false) can be priced.
 
     Attributes:
         name: where it came from: a preset's name, a path, or whatever the caller said.
-        model_type: as in the file: llama, mistral, qwen2, qwen3, mixtral, qwen2_moe, qwen3_moe, or one of `_families.py`.
+        model_type: as in the file.
         hidden_size: model width D.
         intermediate_size: feed-forward width F of a dense layer.
         num_hidden_layers: decoder layers.
@@ -119,8 +138,12 @@ class ModelConfig:
         head_dim: head width H; N * H need not equal D.
         vocab_size: V.
         max_position_embeddings: longest context.
-        rms_norm_eps: epsilon of every RMSNorm.
+        rms_norm_eps: epsilon of every norm, LayerNorms included.
+        positions: "rotary", "learned" or "alibi".
         rope: rotary base and scaling.
+        rotary_width: coordinates of a head that are rotated, its first; 0 where all are.
+        rotary_interleaved: pairs are neighbours (2r, 2r + 1), not halves (r, r + R).
+        scaled_alibi: the linear biases are divided by the root of the head width like the scores (Falcon-RW).
         sliding_window: keys a query of a windowed layer may see, itself included; None when no layer is windowed.
         windowed_layers: per layer, whether `sliding_window` holds there; empty when no layer is windowed.
         tie_word_embeddings: the output matrix is the embedding matrix.
@@ -128,7 +151,7 @@ class ModelConfig:
         attention_output_bias: bias on the output projection.
         mlp_bias: biases in dense feed-forward layers.
         qk_norm: RMSNorm over each head of q and k before the rotation (Qwen3).
-        hidden_act: activation of the gate.
+        hidden_act: "silu", "gelu", "gelu_tanh" or "relu", of the gate where there is one.
         num_experts: routed experts E of a sparse layer; 0 for a dense model.
         num_experts_per_tok: experts each token visits; 0 for a dense model.
         moe_intermediate_size: feed-forward width of one routed expert; 0 for a dense model.
@@ -144,13 +167,21 @@ class ModelConfig:
         query_gate: the query projection also makes an output gate as wide as the queries (Qwen3-Next).
         gated_mlp: dense layers have a gate, three matrices instead of two.
         parallel_block: attention and feed-forward read the same input and are summed once (GPT-J, Falcon).
-        learned_positions: rows of a table of absolute positions; 0 where positions are rotated.
-        norm_bias: norms have a bias beside their weight (LayerNorm).
-        norms_per_layer: 2 in most, 4 in Gemma 2 and 3, 1 in parallel blocks.
+        learned_positions: rows of a table of absolute positions, those past `max_position_embeddings` being in front of
+            position 0; 0 where there is no table.
+        norm_bias: norms have a bias beside their weight: they are LayerNorms, the others RMSNorms.
+        norms_per_layer: 2 in most; 4 where outputs are normed too (Gemma 2 and 3, GLM-4); 1 where a parallel block shares it.
+        post_norm: norms come after the residual sum (OPT-350m).
+        final_norm: a norm before the output matrix.
+        embedding_norm: a norm after the embedding (BLOOM).
+        embedding_width: width of the embedding where it is projected to and from the model width (OPT-350m); 0 where not.
+        normalized_head: rows of the output matrix are scaled to length one (Baichuan 2).
+        routing: how experts are chosen; matters where there are some.
+        num_nextn_predict_layers: multi-token prediction layers behind the others (DeepSeek-V3), not counted anywhere.
         shared_expert_gate: the always-on expert is scaled by a gate of its own (Qwen2-MoE).
         expert_bias: routed experts and the router have biases (gpt-oss).
         head_bias: the output matrix has a bias.
-        runnable: one of `MODEL_TYPES`.
+        runnable: its family has a file of its own.
     """
 
     name: str
@@ -164,7 +195,11 @@ class ModelConfig:
     vocab_size: int
     max_position_embeddings: int = 2048
     rms_norm_eps: float = 1e-6
+    positions: str = "rotary"
     rope: Rope = field(default_factory=Rope)
+    rotary_width: int = 0
+    rotary_interleaved: bool = False
+    scaled_alibi: bool = False
     sliding_window: int | None = None
     windowed_layers: tuple[bool, ...] = ()
     tie_word_embeddings: bool = False
@@ -191,6 +226,13 @@ class ModelConfig:
     learned_positions: int = 0
     norm_bias: bool = False
     norms_per_layer: int = 2
+    post_norm: bool = False
+    final_norm: bool = True
+    embedding_norm: bool = False
+    embedding_width: int = 0
+    normalized_head: bool = False
+    routing: Routing = field(default_factory=Routing)
+    num_nextn_predict_layers: int = 0
     shared_expert_gate: bool = False
     expert_bias: bool = False
     head_bias: bool = False
@@ -228,61 +270,51 @@ class ModelConfig:
         """Whether this layer is linear attention."""
         return bool(self.linear_layers) and self.linear_layers[layer]
 
-    def layer_shapes(self, layer: int) -> dict[str, tuple[int, ...]]:
-        """Shapes of one layer's weights by their Hugging Face name within the layer; matrices are [out, in].
+    def layer_shapes(self, layer: int) -> Shapes:
+        """Shapes of one layer's parameters by the Llama family's names, whatever its files say; matrices are [out, in]."""
+        return layer_shapes(self, layer)
 
-        Families that are only priced go by the same names, whatever their files say.
-        """
-        D, Q, KV, H = self.hidden_size, self.query_width, self.key_value_width, self.head_dim
-        if not self.runnable:
-            from llmlab.reference.models._families import layer_shapes
-
-            return layer_shapes(self, layer)
-        shapes: dict[str, tuple[int, ...]] = {"input_layernorm.weight": (D,)}
-        for name, width in (("q", Q), ("k", KV), ("v", KV)):
-            shapes[f"self_attn.{name}_proj.weight"] = (width, D)
-            if self.attention_bias:
-                shapes[f"self_attn.{name}_proj.bias"] = (width,)
-        if self.qk_norm:
-            shapes |= {"self_attn.q_norm.weight": (H,), "self_attn.k_norm.weight": (H,)}
-        shapes["self_attn.o_proj.weight"] = (D, Q)
-        if self.attention_output_bias:
-            shapes["self_attn.o_proj.bias"] = (D,)
-        shapes["post_attention_layernorm.weight"] = (D,)
-        if self.is_sparse(layer):
-            E, M = self.num_experts, self.moe_intermediate_size
-            shapes |= {"mlp.gate.weight": (E, D), "mlp.experts.gate_up_proj": (E, 2 * M, D), "mlp.experts.down_proj": (E, D, M)}
-            if S := self.shared_expert_intermediate_size:
-                shapes |= gated_shapes("mlp.shared_expert.", D, S, bias=False) | {"mlp.shared_expert_gate.weight": (1, D)}
-        else:
-            shapes |= gated_shapes("mlp.", D, self.intermediate_size, bias=self.mlp_bias)
-        return shapes
-
-    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of all weights by their Hugging Face name; a tied output matrix is not repeated."""
-        shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab_size, self.hidden_size)}
+    def parameter_shapes(self) -> Shapes:
+        """Shapes of all parameters by the Llama family's names; a tied output matrix is not repeated."""
+        shapes = shapes_before(self)
         for layer in range(self.num_hidden_layers):
-            shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in self.layer_shapes(layer).items()}
-        shapes["model.norm.weight"] = (self.hidden_size,)
-        if not self.tie_word_embeddings:
-            shapes["lm_head.weight"] = (self.vocab_size, self.hidden_size)
-        if self.learned_positions:
-            shapes["model.embed_positions.weight"] = (self.learned_positions, self.hidden_size)
-        if self.norm_bias:
-            shapes["model.norm.bias"] = (self.hidden_size,)
-        if self.head_bias:
-            shapes["lm_head.bias"] = (self.vocab_size,)
-        return shapes
+            shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in layer_shapes(self, layer).items()}
+        return shapes | shapes_after(self)
+
+    def weight_shapes(self) -> Shapes:
+        """Shapes of all tensors as transformers names and packs them, buffers included; tied output matrices are not repeated.
+
+        Families that can only be priced go by the Llama family's names.
+        """
+        if not self.runnable:
+            return self.parameter_shapes()
+        from llmlab.reference.models._architecture import file_shapes
+
+        return file_shapes(self)
 
     @property
     def num_parameters(self) -> int:
-        """All weights, a tied output matrix counted once."""
+        """All parameters, a tied output matrix counted once."""
         layers = self.num_hidden_layers * _size(self.layer_shapes(0))
         if self.sparse_layers or self.linear_layers:
             layers = sum(_size(self.layer_shapes(layer)) for layer in range(self.num_hidden_layers))
-        matrices = 1 if self.tie_word_embeddings else 2
-        tables = (matrices * self.vocab_size + self.learned_positions) * self.hidden_size
-        return layers + tables + self.hidden_size * (1 + self.norm_bias) + self.vocab_size * self.head_bias
+        return layers + _size(shapes_before(self)) + _size(shapes_after(self))
+
+    @property
+    def active_matrix_elements(self) -> float:
+        """Elements of the matrices up to the last layer that a token is multiplied with: of routed experts, those it visits."""
+        total = 0.0
+        for layer in range(self.num_hidden_layers):
+            for name, shape in self.layer_shapes(layer).items():
+                if len(shape) > 1 and not name.endswith("_bias"):
+                    visited = self.num_experts_per_tok / self.num_experts if name.startswith("mlp.experts.") else 1.0
+                    total += visited * math.prod(shape)
+        return total + self.embedding_width * self.hidden_size
+
+    @property
+    def head_elements(self) -> int:
+        """Elements of the matrices that turn a hidden state into logits."""
+        return (self.embedding_width or self.hidden_size) * self.vocab_size + self.embedding_width * self.hidden_size
 
     @property
     def num_active_parameters(self) -> int:
@@ -319,7 +351,9 @@ class ModelConfig:
             raise InputError(where, "", d, "must be a JSON object with the fields of a config.json")
         if "num_hidden_layers" not in d and isinstance(d.get("text_config"), Mapping):
             d = d["text_config"]  # a model that also sees pictures: its decoder
-        return _read(Fields(d, where))
+        from llmlab.reference.models._architecture import read_config
+
+        return read_config(Fields(d, where))
 
     @classmethod
     def from_json(cls, path: str | Path) -> ModelConfig:
@@ -338,16 +372,6 @@ class ModelConfig:
         except (ValueError, RecursionError) as error:
             raise InputError(path, "", path.name, f"is not valid JSON: {error}") from error
         return cls.from_dict(parsed, str(path))
-
-
-def gated_shapes(prefix: str, D: int, F: int, *, bias: bool) -> dict[str, tuple[int, ...]]:
-    """Shapes of gate, up and down projections; matrices are [out, in]."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for name, rows, columns in (("gate_proj", F, D), ("up_proj", F, D), ("down_proj", D, F)):
-        shapes[f"{prefix}{name}.weight"] = (rows, columns)
-        if bias:
-            shapes[f"{prefix}{name}.bias"] = (rows,)
-    return shapes
 
 
 def _size(shapes: Mapping[str, tuple[int, ...]]) -> int:
@@ -404,6 +428,11 @@ class Fields:
             raise InputError(self.where, field, value, "must be true or false")
         return value
 
+    def refuse(self, field: str, *, unless: bool = False) -> None:
+        """Raise where a flag has the value that is not known here."""
+        if self.flag(field, unless) is not unless:
+            raise InputError(self.where, field, not unless, f"must be {str(unless).lower()}")
+
     def text(self, field: str, default: Any = _absent) -> Any:
         value = self._get(field, default)
         if value is _absent:
@@ -439,139 +468,3 @@ class Fields:
             if isinstance(one, bool) or not isinstance(one, int) or not -1 <= one < vocab_size:
                 raise InputError(self.where, field, value, f"must be token ids below vocab_size={vocab_size}")
         return tuple(one for one in listed if one >= 0)
-
-
-def _read(f: Fields) -> ModelConfig:
-    model_type = f.text("model_type")
-    if model_type not in MODEL_TYPES:
-        from llmlab.reference.models._families import PRICED_TYPES, read_priced
-
-        if model_type in PRICED_TYPES:
-            return read_priced(f, model_type)
-        raise InputError(f.where, "model_type", model_type, f"is none of {', '.join((*MODEL_TYPES, *PRICED_TYPES))}")
-    layers, D, N = f.count("num_hidden_layers"), f.count("hidden_size"), f.count("num_attention_heads")
-    if layers > 10_000:
-        raise InputError(f.where, "num_hidden_layers", layers, "is too large to be a number of layers")
-    F, V = f.count("intermediate_size"), f.count("vocab_size")
-
-    K = _KEY_VALUE_HEADS[model_type] or N
-    if "num_key_value_heads" in f.d:
-        K = f.count("num_key_value_heads", N)
-    if N % K:
-        raise InputError(f.where, "num_key_value_heads", K, f"must divide num_attention_heads={N}")
-    H = f.count("head_dim", _HEAD_DIM.get(model_type, 0))
-    if not H:
-        if D % N:
-            raise InputError(f.where, "num_attention_heads", N, f"must divide hidden_size={D} when head_dim is not given")
-        H = D // N
-    if H % 2:
-        raise InputError(f.where, "head_dim", H, "must be even: positions rotate pairs of coordinates")
-    act = f.text("hidden_act", "silu")
-    if act != "silu":
-        raise InputError(f.where, "hidden_act", act, "must be silu")
-
-    longest = f.count("max_position_embeddings", _LONG.get(model_type, 32768))
-    qwen = model_type.startswith("qwen")
-    window, windowed = _windows(f, model_type, layers)
-    bos = f.ids("bos_token_id", V)
-    return ModelConfig(
-        name=f.where,
-        model_type=model_type,
-        hidden_size=D,
-        intermediate_size=F,
-        num_hidden_layers=layers,
-        num_attention_heads=N,
-        num_key_value_heads=K,
-        head_dim=H,
-        vocab_size=V,
-        max_position_embeddings=longest,
-        rms_norm_eps=f.positive("rms_norm_eps", 1e-5 if model_type == "mixtral" else 1e-6),
-        rope=_rope(f, 1e6 if model_type == "mixtral" else 10000.0, longest),
-        sliding_window=window,
-        windowed_layers=windowed,
-        tie_word_embeddings=f.flag("tie_word_embeddings", False),
-        attention_bias=f.flag("qkv_bias", True) if model_type.startswith("qwen2") else f.flag("attention_bias", False),
-        attention_output_bias=model_type in ("llama", "qwen3", "qwen3_moe") and f.flag("attention_bias", False),
-        mlp_bias=model_type == "llama" and f.flag("mlp_bias", False),
-        qk_norm=model_type.startswith("qwen3"),
-        bos_token_id=bos[0] if bos else None,
-        eos_token_ids=f.ids("eos_token_id", V),
-        dtype=f.text("dtype", f.text("torch_dtype", "bfloat16")),
-        **(_experts(f, model_type, layers, qwen) if model_type == "mixtral" or model_type.endswith("_moe") else {}),
-    )
-
-
-def _experts(f: Fields, model_type: str, layers: int, qwen: bool) -> dict[str, Any]:
-    field = "num_experts" if f.d.get("num_experts") is not None else "num_local_experts"
-    E = f.count(field)
-    k = f.count("num_experts_per_tok")
-    if k > E:
-        raise InputError(f.where, "num_experts_per_tok", k, f"must be at most {field}={E}")
-    width, step = f.count("intermediate_size"), 1
-    dense: list[int] = []
-    if qwen:
-        width, step = f.count("moe_intermediate_size"), f.count("decoder_sparse_step", 1)
-        dense = f.d.get("mlp_only_layers") or []
-        if not isinstance(dense, list) or not all(isinstance(layer, int) and 0 <= layer < layers for layer in dense):
-            raise InputError(f.where, "mlp_only_layers", dense, f"must be layer numbers below num_hidden_layers={layers}")
-    return {
-        "num_experts": E,
-        "num_experts_per_tok": k,
-        "moe_intermediate_size": width,
-        "shared_expert_intermediate_size": f.count("shared_expert_intermediate_size", 0) if model_type == "qwen2_moe" else 0,
-        "norm_topk_prob": f.flag("norm_topk_prob", False) if qwen else True,
-        "sparse_layers": tuple(layer not in dense and (layer + 1) % step == 0 for layer in range(layers)),
-    }
-
-
-def _windows(f: Fields, model_type: str, layers: int) -> tuple[int | None, tuple[bool, ...]]:
-    """The window and the layers it holds in: all in Mistral and Mixtral, those past `max_window_layers` in Qwen."""
-    if model_type == "llama" or (model_type.startswith("qwen") and not f.flag("use_sliding_window", False)):
-        return None, ()
-    if "sliding_window" in f.d or model_type != "mistral":
-        window = f.count("sliding_window", None)
-    else:
-        window = 4096  # what transformers assumes for Mistral
-    if window is None:
-        return None, ()
-    kinds = f.d.get("layer_types")
-    if kinds is not None:
-        known = ("full_attention", "sliding_attention")
-        if not isinstance(kinds, list) or len(kinds) != layers or any(kind not in known for kind in kinds):
-            raise InputError(f.where, "layer_types", kinds, f"must be {layers} entries, each {' or '.join(known)}")
-        return window, tuple(kind == "sliding_attention" for kind in kinds)
-    first = f.count("max_window_layers", 28, least=0) if model_type in ("qwen2", "qwen3", "qwen2_moe") else 0
-    return window, tuple(layer >= first for layer in range(layers))
-
-
-_ROPE_KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
-
-
-def _rope(f: Fields, theta: float, longest: int) -> Rope:
-    """Transformers 4 keeps `rope_theta` outside `rope_scaling`; transformers 5 keeps all in `rope_parameters`."""
-    name = "rope_parameters" if f.d.get("rope_parameters") is not None else "rope_scaling"
-    given = f.d.get(name)
-    theta = f.positive("rope_theta", theta)
-    if given is None:
-        return Rope(theta)
-    if not isinstance(given, Mapping):
-        raise InputError(f.where, name, given, "must be a JSON object or null")
-    r = Fields(given, f"{f.where}: {name}")
-    kind = r.text("rope_type", r.text("type", "default"))
-    kind = {"su": "longrope"}.get(kind, kind)
-    if kind not in _ROPE_KINDS:
-        raise InputError(r.where, "rope_type", kind, f"is none of {', '.join(_ROPE_KINDS)}")
-    if r.positive("partial_rotary_factor", 1.0) != 1.0:
-        raise InputError(r.where, "partial_rotary_factor", given["partial_rotary_factor"], "must be 1 in this family")
-    theta = r.positive("rope_theta", theta)
-    if kind == "default":
-        return Rope(theta)
-    original = r.count("original_max_position_embeddings", f.count("original_max_position_embeddings", 0))
-    if kind != "llama3":
-        return Rope(theta, kind, r.positive("factor", 1.0 if kind == "longrope" else _absent), 1.0, 4.0, original or longest)
-    low, high = r.positive("low_freq_factor"), r.positive("high_freq_factor")
-    if not low < high:
-        raise InputError(r.where, "low_freq_factor", low, f"must be below high_freq_factor={high}")
-    if not original:
-        raise InputError(r.where, "original_max_position_embeddings", None, "is missing")
-    return Rope(theta, kind, r.positive("factor"), low, high, original)

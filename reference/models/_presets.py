@@ -7,8 +7,10 @@ DeepSeek-V2 arXiv:2405.04434, DeepSeek-V3 arXiv:2412.19437, DeepSeek-R1 arXiv:25
 arXiv:2508.10925, GLM-4.5 arXiv:2508.06471, Falcon arXiv:2311.16867, GPT-3 arXiv:2005.14165 table 2.1, OPT arXiv:2205.01068
 table 1, BLOOM arXiv:2211.05100, Gemma 2 arXiv:2408.00118, Gemma 3 arXiv:2503.19786, Phi-3 arXiv:2404.14219, Phi-4
 arXiv:2412.08905, Yi arXiv:2403.04652, InternLM2 arXiv:2403.17297, Nemotron-4 arXiv:2406.11704, GPT-NeoX arXiv:2204.06745,
-StarCoder arXiv:2305.06161, Megatron-Turing NLG arXiv:2201.11990; Llama 4, MiniMax-M2, DBRX, Command R, GPT-J, Qwen3-Next and
-Qwen3.5: the models' cards and configuration files). `PUBLISHED_PARAMETERS` holds the sizes the same sources state.
+StarCoder arXiv:2305.06161, Megatron-Turing NLG arXiv:2201.11990, Pythia arXiv:2304.01373, Phi-1.5 arXiv:2309.05463, Baichuan 2
+arXiv:2309.10305, GLM-4 arXiv:2406.12793, GPT-2 by Radford et al. 2019, Phi-2 by its card; Llama 4, MiniMax-M2, DBRX, Command R,
+GPT-J, Qwen3-Next and Qwen3.5: the models' cards and configuration files). `PUBLISHED_PARAMETERS` holds the sizes the same
+sources state.
 """
 
 from __future__ import annotations
@@ -117,6 +119,15 @@ def _glm(D: int, F: int, expert: int, layers: int, experts: int, dense: int, lon
 
 def _gpt(kind: str, D: int, layers: int, heads: int, V: int, longest: int = 2048, **more: Any) -> dict[str, Any]:
     return _sizes(D, 4 * D, layers, heads, heads, V) | {"model_type": kind, "max_position_embeddings": longest} | more
+
+
+def _baichuan(D: int, F: int, layers: int, heads: int, V: int, **more: Any) -> dict[str, Any]:
+    return _sizes(D, F, layers, heads, heads, V) | {"model_type": "baichuan", "model_max_length": 4096} | more
+
+
+def _glm4(kind: str, D: int, F: int, layers: int, heads: int, kv_heads: int, **more: Any) -> dict[str, Any]:
+    known = {"model_type": kind, "head_dim": 128, "rms_norm_eps": 1e-5, "attention_bias": True, "partial_rotary_factor": 0.5}
+    return _sizes(D, F, layers, heads, kv_heads, 151552, max_position_embeddings=131072) | known | more
 
 
 def _falcon(D: int, layers: int, heads: int, kv_heads: int) -> dict[str, Any]:
@@ -276,11 +287,17 @@ _FACTS: dict[str, dict[str, Any]] = {
     "tiiuae/falcon-180B": _falcon(14848, 80, 232, 8),
     "EleutherAI/gpt-j-6b": _gpt("gptj", 4096, 28, 16, 50400),
     "EleutherAI/gpt-neox-20b": _gpt("gpt_neox", 6144, 44, 64, 50432),
+    "EleutherAI/pythia-160m": _gpt("gpt_neox", 768, 12, 12, 50304),
+    "openai-community/gpt2": _gpt("gpt2", 768, 12, 12, 50257, 1024),
+    "openai-community/gpt2-medium": _gpt("gpt2", 1024, 24, 16, 50257, 1024),
+    "openai-community/gpt2-large": _gpt("gpt2", 1280, 36, 20, 50257, 1024),
+    "openai-community/gpt2-xl": _gpt("gpt2", 1600, 48, 25, 50257, 1024),
     "openai/gpt3-6.7b": _gpt("gpt3", 4096, 32, 32, 50257),
     "openai/gpt3-13b": _gpt("gpt3", 5120, 40, 40, 50257, head_dim=128),
     "openai/gpt3-175b": _gpt("gpt3", 12288, 96, 96, 50257),
     "nvidia/megatron-turing-530b": _gpt("gpt3", 20480, 105, 128, 51200),
     "facebook/opt-125m": _gpt("opt", 768, 12, 12, 50272),
+    "facebook/opt-350m": _gpt("opt", 1024, 24, 16, 50272, do_layer_norm_before=False, word_embed_proj_dim=512),
     "facebook/opt-1.3b": _gpt("opt", 2048, 24, 32, 50272),
     "facebook/opt-2.7b": _gpt("opt", 2560, 32, 32, 50272),
     "facebook/opt-6.7b": _gpt("opt", 4096, 32, 32, 50272),
@@ -288,6 +305,7 @@ _FACTS: dict[str, dict[str, Any]] = {
     "facebook/opt-30b": _gpt("opt", 7168, 48, 56, 50272),
     "facebook/opt-66b": _gpt("opt", 9216, 64, 72, 50272),
     "facebook/opt-175b": _gpt("opt", 12288, 96, 96, 50272),
+    "bigscience/bloom-560m": _gpt("bloom", 1024, 24, 16, 250880),
     "bigscience/bloom-7b1": _gpt("bloom", 4096, 30, 32, 250880),
     "bigscience/bloom": _gpt("bloom", 14336, 70, 112, 250880),
     "bigcode/starcoder": _gpt("gpt_bigcode", 6144, 40, 48, 49152, 8192),
@@ -304,6 +322,15 @@ _FACTS: dict[str, dict[str, Any]] = {
     "google/gemma-3-4b": _gemma(_G3, 2560, 10240, 34, 8, 4, 262208, 256, max_position_embeddings=131072),
     "google/gemma-3-12b": _gemma(_G3, 3840, 15360, 48, 16, 8, 262208, 256, max_position_embeddings=131072),
     "google/gemma-3-27b": _gemma(_G3, 5376, 21504, 62, 32, 16, 262208, 128, max_position_embeddings=131072),
+    "microsoft/phi-1_5": _gpt("phi", 2048, 24, 32, 51200),
+    "microsoft/phi-2": _gpt("phi", 2560, 32, 32, 51200, partial_rotary_factor=0.4),
+    "baichuan-inc/Baichuan-7B": _baichuan(4096, 11008, 32, 32, 64000, max_position_embeddings=4096),
+    "baichuan-inc/Baichuan-13B-Base": _baichuan(5120, 13696, 40, 40, 64000),
+    "baichuan-inc/Baichuan2-7B-Base": _baichuan(4096, 11008, 32, 32, 125696, max_position_embeddings=4096),
+    "baichuan-inc/Baichuan2-13B-Base": _baichuan(5120, 13696, 40, 40, 125696),
+    "zai-org/glm-4-9b": _glm4("glm", 4096, 13696, 40, 32, 2),
+    "zai-org/GLM-4-9B-0414": _glm4("glm4", 4096, 13696, 40, 32, 2, max_position_embeddings=32768),
+    "zai-org/GLM-4-32B-0414": _glm4("glm4", 6144, 23040, 61, 48, 2, attention_bias=False, max_position_embeddings=32768),
     "microsoft/Phi-3-mini-4k-instruct": _like_llama(3072, 8192, 32, 32, 32, 32064, 4096, model_type="phi3"),
     "microsoft/Phi-3-medium-4k-instruct": _like_llama(5120, 17920, 40, 40, 10, 32064, 4096, model_type="phi3"),
     "microsoft/phi-4": _like_llama(5120, 17920, 40, 40, 10, 100352, 16384, model_type="phi3"),
@@ -407,6 +434,7 @@ _ALSO: dict[str, tuple[str, ...]] = {
     "deepseek-ai/DeepSeek-V3.2": ("DeepSeek-V3.2-Exp", "DeepSeek-V3.2-Speciale"),
     "moonshotai/Kimi-K2-Instruct": ("Kimi-K2", "Kimi-K2-Base", "Kimi-K2-Instruct-0905", "Kimi-K2-Thinking"),
     "MiniMaxAI/MiniMax-M2": ("MiniMax-M2.1", "MiniMax-M2.5"),
+    "openai-community/gpt2": ("gpt-2",),
     "EleutherAI/gpt-j-6b": ("gptj-6b", "gpt-j-6B", "gpt-j"),
     "tiiuae/falcon-7b": ("falcon-7b-instruct",),
     "tiiuae/falcon-40b": ("falcon-40b-instruct",),
@@ -478,7 +506,7 @@ PUBLISHED_PARAMETERS: dict[str, float] = {
     "MiniMaxAI/MiniMax-M2": 229e9,
     "zai-org/GLM-4.5": 355e9,
     "zai-org/GLM-4.5-Air": 106e9,
-    "tiiuae/falcon-7b": 7.22e9,
+    "tiiuae/falcon-7b": 6.92e9,  # its card says 7.22: the files hold the tied matrix twice
     "tiiuae/falcon-40b": 41.3e9,
     "tiiuae/falcon-180B": 180e9,
     "EleutherAI/gpt-j-6b": 6.05e9,
@@ -504,6 +532,19 @@ PUBLISHED_PARAMETERS: dict[str, float] = {
     "google/gemma-3-4b": 3.88e9,
     "google/gemma-3-12b": 11.8e9,
     "google/gemma-3-27b": 27.0e9,
+    "openai-community/gpt2": 124e6,
+    "openai-community/gpt2-xl": 1.56e9,
+    "EleutherAI/pythia-160m": 162e6,
+    "facebook/opt-350m": 331e6,
+    "bigscience/bloom-560m": 559e6,
+    "microsoft/phi-2": 2.78e9,
+    "baichuan-inc/Baichuan-7B": 7.0e9,
+    "baichuan-inc/Baichuan-13B-Base": 13.3e9,
+    "baichuan-inc/Baichuan2-7B-Base": 7.51e9,
+    "baichuan-inc/Baichuan2-13B-Base": 13.9e9,
+    "zai-org/glm-4-9b": 9.4e9,
+    "zai-org/GLM-4-9B-0414": 9.4e9,
+    "zai-org/GLM-4-32B-0414": 32.6e9,
     "microsoft/Phi-3-mini-4k-instruct": 3.82e9,
     "microsoft/Phi-3-medium-4k-instruct": 14.0e9,
     "microsoft/phi-4": 14.7e9,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from llmlab.reference.errors import InputError
+from llmlab.reference.models._architecture import Architecture, architecture_of, norm_weights
 from llmlab.reference.models._config import ModelConfig, Rope
 
 Weights = Mapping[str, np.ndarray]
@@ -28,9 +29,10 @@ _DTYPES = {
 
 
 def random_weights(config: ModelConfig, rng: np.random.Generator, std: float = 0.02) -> dict[str, np.ndarray]:
-    """Draw float32 weights: normal with `std`, norm weights around 1, in the order of `config.weight_shapes()`."""
+    """Draw float32 weights: normal with `std`, weights of norms around 1, in the order of `config.weight_shapes()`."""
+    ones = norm_weights(config) if config.runnable else {name for name in config.weight_shapes() if "norm" in name}
     return {
-        name: (std * rng.standard_normal(shape, dtype=np.float32) + np.float32("norm" in name)).astype(np.float32)
+        name: (std * rng.standard_normal(shape, dtype=np.float32) + np.float32(name in ones)).astype(np.float32)
         for name, shape in config.weight_shapes().items()
     }
 
@@ -48,8 +50,61 @@ def check_weights(config: ModelConfig, weights: Weights) -> None:
             raise ValueError(f"{config.name}: weight {name!r} has shape {tuple(weights[name].shape)}, the config says {shape}")
 
 
+def load_checkpoint(folder: str | Path) -> tuple[ModelConfig, dict[str, np.ndarray]]:
+    """Read a folder as Hugging Face publishes it: `config.json` and one or several `*.safetensors`; return config and weights.
+
+    Files name some weights otherwise than models in memory do: experts lie one by one, GPT-2 and BLOOM leave the first word
+    out, Mixtral and GPT-NeoX have older names. Tensors that the architecture does not ask for are left alone.
+
+    Raises:
+        InputError: a file is absent or broken, or a weight is missing or misshapen.
+    """
+    config = ModelConfig.from_json(folder)
+    if not config.runnable:
+        raise InputError(folder, "model_type", config.model_type, "can be priced, not run")
+    stored = load_safetensors(folder)
+    expected = config.weight_shapes()
+    weights = {name: _found(name, stored, architecture_of(config.model_type), folder) for name in expected}
+    for name, shape in expected.items():
+        if weights[name].shape != shape:
+            raise InputError(folder, name, weights[name].shape, f"has another shape than the config says: {shape}")
+    return config, weights
+
+
+def _found(name: str, stored: Weights, family: Architecture, folder: str | Path) -> np.ndarray:
+    """A weight under its own name, under the name files give it, or put together from experts stored one by one."""
+    if name in stored:
+        return stored[name]
+    for own, templates in family.stored.items():
+        if not name.endswith(own):
+            continue
+        names = [name.removesuffix(own) + template for template in templates]
+        if "{}" in names[0]:
+            if names[0].format(0) in stored:
+                return _gathered(names, stored, folder)
+        elif names[0] in stored:
+            return stored[names[0]]
+    bare = name.partition(".")[2]
+    if bare in stored:
+        return stored[bare]
+    raise InputError(folder, name, None, "is missing from the weights")
+
+
+def _gathered(templates: Sequence[str], stored: Weights, folder: str | Path) -> np.ndarray:
+    """Stack experts, each the rows of its templates one after the other; return [E, rows, columns]."""
+    experts: list[np.ndarray] = []
+    while (first := templates[0].format(len(experts))) in stored:
+        names = [template.format(len(experts)) for template in templates]
+        for lacking in (one for one in names if one not in stored):
+            raise InputError(folder, lacking, None, f"is missing beside {first}")
+        experts.append(np.concatenate([stored[one] for one in names]))
+    return np.stack(experts)
+
+
 def load_safetensors(path: str | Path) -> dict[str, np.ndarray]:
-    """Read one file, or every `*.safetensors` of a folder; bfloat16 is widened to float32, the rest stay memory-mapped.
+    """Read one file, or a folder's: those its index names, else every `*.safetensors`.
+
+    Bfloat16 is widened to float32, the rest stay memory-mapped.
 
     The format is 8 bytes of header length (little-endian), a JSON header with dtype, shape and byte range of each tensor,
     then the bytes (huggingface/safetensors, README, "Format").
@@ -58,6 +113,9 @@ def load_safetensors(path: str | Path) -> dict[str, np.ndarray]:
         InputError: no such file, or the header does not describe it.
     """
     path = Path(path)
+    index = path / "model.safetensors.index.json"
+    if index.is_file():
+        return _read_shards(index)
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
     if not files:
         raise InputError(path, "", path.name, "holds no .safetensors file")
@@ -65,6 +123,23 @@ def load_safetensors(path: str | Path) -> dict[str, np.ndarray]:
     for file in files:
         tensors |= _read_safetensors(file)
     return tensors
+
+
+def _read_shards(index: Path) -> dict[str, np.ndarray]:
+    """Every tensor the index names, out of the file it says."""
+    try:
+        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = sorted({str(file) for file in places.values()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(index, "weight_map", None, f"is not an index of safetensors files: {error}") from error
+    for file in files:
+        if Path(file).name != file:
+            raise InputError(index, "weight_map", file, "must be a file beside the index")
+    shards = {file: _read_safetensors(index.parent / file) for file in files}
+    for name, file in places.items():
+        if name not in shards[file]:
+            raise InputError(index, name, file, "does not hold the tensor the index places there")
+    return {name: shards[file][name] for name, file in places.items()}
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:

@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from llmlab.reference.models._blocks import Cache, decoder, dense_cost, gated_feed_forward
-from llmlab.reference.models._config import ModelConfig
+from llmlab.reference.models._architecture import Architecture, tiny
+from llmlab.reference.models._blocks import Cache, Seen, decoder, dense_cost, drawn_from, same_logits
+from llmlab.reference.models._config import Fields, ModelConfig
+from llmlab.reference.models._read import llama_like
 from llmlab.reference.models._weights import Weights, check_weights, random_weights
 from llmlab.reference.op import Procedure
 
@@ -35,7 +37,7 @@ def llama(config: ModelConfig, weights: Weights, ids_BT: np.ndarray) -> np.ndarr
 
 def llama_step(
     config: ModelConfig, weights: Weights, ids_BT: np.ndarray, past: Cache | None = None
-) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
+) -> tuple[np.ndarray, list[Seen]]:
     """Continue sequences by T tokens; return (logits_BTV, present), `present` being the next call's `past`.
 
     Prefill is the first call, decode a call with T = 1; cutting a text anywhere gives the same logits.
@@ -45,7 +47,14 @@ def llama_step(
     """
     if config.model_type != "llama":
         raise ValueError(f"{config.name}: model_type={config.model_type!r} is not llama")
-    return decoder(config, weights, ids_BT, past, feed_forward=gated_feed_forward)
+    return decoder(config, weights, ids_BT, past)
+
+
+def read(f: Fields) -> ModelConfig:
+    """Read a `config.json`."""
+    bias = f.flag("attention_bias", False)
+    biases: dict[str, Any] = {"attention_bias": bias, "attention_output_bias": bias, "mlp_bias": f.flag("mlp_bias", False)}
+    return ModelConfig(**llama_like(f), **biases)
 
 
 _LLAMA3_ROPE = {
@@ -55,37 +64,18 @@ _LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
-_TINY: dict[str, dict[str, Any]] = {
+_VARIANTS: dict[str, dict[str, Any]] = {
     "llama-2": {"num_attention_heads": 3, "num_key_value_heads": 3},
-    "llama-3": {"num_attention_heads": 6, "num_key_value_heads": 2, "rope_theta": 500000.0, "rope_scaling": _LLAMA3_ROPE},
+    "llama-3": {
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "rope_parameters": {"rope_theta": 500000.0, **_LLAMA3_ROPE},
+    },
     "tied": {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 12, "tie_word_embeddings": True},
     "biases": {"num_attention_heads": 4, "num_key_value_heads": 2, "attention_bias": True, "mlp_bias": True},
 }
-
-
-def tiny_config(kind: str) -> ModelConfig:
-    """A two-layer architecture that has what "llama-2", "llama-3", "tied" or "biases" says, at sizes that are not round."""
-    sizes = {"hidden_size": 24, "intermediate_size": 29, "num_hidden_layers": 2, "vocab_size": 37, "rms_norm_eps": 1e-5}
-    return ModelConfig.from_dict({"model_type": "llama", **sizes, **_TINY[kind]}, f"tiny {kind}")
-
-
-def _examples(rng: np.random.Generator) -> dict[str, Any]:
-    config = tiny_config(str(rng.choice(list(_TINY))))
-    drawn = random_weights(config, rng, std=0.2)  # large enough that a wrong scale shows in the logits
-    ids_BT = rng.integers(0, config.vocab_size, (int(rng.integers(1, 4)), int(rng.integers(1, 12))))
-    return {"config": config, "weights": {name: w.astype(np.float64) for name, w in drawn.items()}, "ids_BT": ids_BT}
-
-
-def same_logits(expected: np.ndarray, actual: np.ndarray) -> bool:
-    """Computed in float64, equal to the last bits of a float32: 8 of its units at the largest logit.
-
-    What each dtype may err is checked where the dtype is known, against the formula's own error in it.
-    """
-    expected, actual = np.asarray(expected, np.float64), np.asarray(actual, np.float64)
-    if expected.shape != actual.shape:
-        return False
-    allowed = 8 * np.finfo(np.float32).eps * np.abs(expected).max(initial=0.0)
-    return bool(np.all(np.abs(expected - actual) <= allowed))
+ARCHITECTURE = Architecture(("llama",), read, tiny("llama", _VARIANTS, rms_norm_eps=1e-5))
+tiny_config = ARCHITECTURE.tiny_config
 
 
 def _drawn(config: ModelConfig, B: int, T: int) -> Any:
@@ -112,7 +102,7 @@ _SMALL = ModelConfig.from_dict(
 
 LLAMA = Procedure(
     reference=llama,
-    examples=_examples,
+    examples=drawn_from(ARCHITECTURE),
     paper="arXiv:2302.13971",
     same=same_logits,
     cost=dense_cost,

@@ -20,6 +20,7 @@ from typing import Literal
 from llmlab.reference.errors import InputError
 from llmlab.reference.models._config import ModelConfig
 from llmlab.reference.models._presets import preset, preset_names
+from llmlab.reference.models._shapes import shapes_after, shapes_before
 from llmlab.simulator.cost.batch import BatchShape
 from llmlab.simulator.hardware.device import DTYPE_BYTES, Device, dtype_name
 
@@ -221,9 +222,11 @@ class ModelDescription:
             Moved("norm", 4.0 * D, c.norms_per_layer * L + 1, itemsize=activation, share=share),
             *self._feed_forward_operators(tp, expert_parallel, activation),
             Moved("embedding", 2.0 * D, 1, itemsize=activation, share=share),
-            Gemm("lm_head", math.ceil(V / tp), D, 1, "emitted", "head"),
+            Gemm("lm_head", math.ceil(V / tp), c.embedding_width or D, 1, "emitted", "head"),
             Moved("sampling", 3.0 * V, 1, "emitted", 4.0),
         ]
+        if c.embedding_width:
+            found += [Gemm("project_in", D, c.embedding_width, 1), Gemm("project_out", c.embedding_width, D, 1, "emitted")]
         if tp > 1:
             found += self._collectives(tp, groups, expert_parallel, activation)
         if pipeline_parallel > 1:
@@ -358,16 +361,16 @@ class ModelDescription:
             return itemsize * (1.0 + (0.03125 if itemsize < 1 else 0.0))  # one 16-bit scale per 128 four-bit weights
 
         copies = self.kv_heads_per_device(heads_over) * heads_over / c.num_key_value_heads  # repeated past K devices
-        total = size("head") * c.vocab_size * c.hidden_size * (1 if c.tie_word_embeddings else 2) / tp
-        total += (
-            size("head") * c.hidden_size * (1 + c.norm_bias + c.learned_positions) + size("head") * c.vocab_size * c.head_bias
-        )
+        total = 0.0
+        for name, shape in (shapes_before(c) | shapes_after(c)).items():
+            split = tp if name in ("model.embed_tokens.weight", "lm_head.weight") else 1
+            total += size("head") * math.prod(shape) / split
         counts = Counter((c.is_sparse(layer), c.is_linear(layer)) for layer in range(self.layers))
         first = {(c.is_sparse(layer), c.is_linear(layer)): layer for layer in reversed(range(self.layers))}
         for kind, count in counts.items():
             for name, shape in c.layer_shapes(first[kind]).items():
                 elements = count * math.prod(shape)
-                if len(shape) == 1 or name.startswith("norm_"):
+                if len(shape) == 1:
                     total += size("head") * elements  # norms, biases
                 elif name.startswith("mlp.gate.") or name.endswith("shared_expert_gate.weight"):
                     total += size("router") * elements
@@ -430,12 +433,11 @@ class ModelDescription:
     def flops(self, shape: BatchShape) -> float:
         """Useful FLOPs of a step on all devices together, 2 per multiply-add."""
         c = self.config
-        matrices = c.num_active_parameters - c.vocab_size * c.hidden_size * (1 if c.tie_word_embeddings else 2)
-        linear = 2.0 * matrices * shape.new_tokens + 2.0 * c.vocab_size * c.hidden_size * shape.emitted
+        linear = 2.0 * c.active_matrix_elements * shape.new_tokens + 2.0 * c.head_elements * shape.emitted
         pairs = sum(new * (cached + 0.5 * (new + 1)) for new, cached in shape.prefill) + shape.decode_context_tokens
-        width = c.query_width
+        width: float = c.query_width
         if m := c.latent:
-            width = c.num_attention_heads * (m.nope_width + m.rope_width + m.value_width) // 2
+            width = c.num_attention_heads * (m.nope_width + m.rope_width + m.value_width) / 2
         return linear + 4.0 * (self.layers - sum(c.linear_layers)) * width * pairs
 
 

@@ -39,7 +39,7 @@ def test_matrices_of_the_operators_are_the_models_parameters(name):
     looked_up = 0 if c.tie_word_embeddings else c.vocab_size * c.hidden_size
     expected = sum(
         math.prod(shape)
-        for name, shape in c.weight_shapes().items()
+        for name, shape in c.parameter_shapes().items()
         if len(shape) > 1 and not any(part in name for part in NO_PRODUCT)
     )
     assert matrices + looked_up == expected

@@ -1,0 +1,36 @@
+"""What only the Phi models have."""
+
+import numpy as np
+import pytest
+
+from llmlab.harness.tolerance import error_of
+from llmlab.reference.models._architecture import unpack
+from llmlab.reference.models._blocks import drawn
+from llmlab.reference.models._presets import preset
+from llmlab.reference.models.phi import ARCHITECTURE, phi
+
+
+def test_the_output_matrix_has_a_bias() -> None:
+    config, weights = drawn(ARCHITECTURE, "phi-2")
+    raised = weights | {"lm_head.bias": weights["lm_head.bias"] + np.arange(37)}
+    ids = np.arange(4)[None]
+    added = phi(config, raised, ids) - phi(config, weights, ids)
+    assert error_of(added, np.broadcast_to(np.arange(37.0), added.shape)) < 1e-12
+
+
+def test_phi_3_packs_queries_keys_and_values_and_gate_and_up() -> None:
+    config, weights = drawn(ARCHITECTURE, "phi-3")
+    _, (own, *_) = unpack(config, weights)
+    packed = [own[f"self_attn.{x}_proj.weight"] for x in "qkv"]
+    np.testing.assert_array_equal(np.concatenate(packed), weights["model.layers.0.self_attn.qkv_proj.weight"])
+    packed = [own[f"mlp.{x}_proj.weight"] for x in ("gate", "up")]
+    np.testing.assert_array_equal(np.concatenate(packed), weights["model.layers.0.mlp.gate_up_proj.weight"])
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("phi-1_5", 1418270720), ("phi-2", 2779683840), ("Phi-3-mini-4k-instruct", 3821079552)]
+)
+def test_released_sizes_have_as_many_parameters_as_their_files(name: str, parameters: int) -> None:
+    config = preset(name)
+    assert config is not None
+    assert config.num_parameters == parameters

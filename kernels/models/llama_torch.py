@@ -17,7 +17,7 @@ from torch import Tensor
 from llmlab.kernels.models._decode_numba import decode_attention
 from llmlab.kernels.twin import twin
 from llmlab.reference.models._config import ModelConfig
-from llmlab.reference.models._rotary import rotary_frequencies
+from llmlab.reference.models._rotary import LENGTH_DEPENDENT, rotary_frequencies
 from llmlab.reference.models._weights import check_weights
 from llmlab.reference.models.llama import LLAMA
 
@@ -99,9 +99,9 @@ class LlamaTorch:
         self.layers = [_Layer(config, layer, get) for layer in range(config.num_hidden_layers)]
         self.norm_D = get("model.norm.weight")
         self.head_VD = self.embedding_VD if config.tie_word_embeddings else get("lm_head.weight")
-        frequencies_R, factor = rotary_frequencies(config)
-        if factor != 1.0:
-            raise ValueError(f"{config.name}: rope kind {config.rope.kind!r} scales what it rotates; this model does not")
+        if config.rope.kind in LENGTH_DEPENDENT:
+            raise ValueError(f"{config.name}: rope kind {config.rope.kind!r} follows the text's length; this does not")
+        frequencies_R, self.rotary_factor = rotary_frequencies(config)
         self.frequencies_R = torch.from_numpy(frequencies_R).to(self.device)
 
     def new_cache(self, num_blocks: int, block_tokens: int) -> Cache:
@@ -153,7 +153,7 @@ class LlamaTorch:
         config, eps = self.config, self.config.rms_norm_eps
         N, K, H = config.num_attention_heads, config.num_key_value_heads, config.head_dim
         angle_T1R = (positions_T[:, None] * self.frequencies_R)[:, None]
-        cos_T1R, sin_T1R = angle_T1R.cos().to(self.dtype), angle_T1R.sin().to(self.dtype)
+        cos_T1R, sin_T1R = ((self.rotary_factor * turn).to(self.dtype) for turn in (angle_T1R.cos(), angle_T1R.sin()))
         x_TD = F.embedding(ids_T, self.embedding_VD)
         for number, layer in enumerate(self.layers):
             h_TD = _rms_norm(x_TD, layer.norm_D, eps)

@@ -1,7 +1,7 @@
 """A family of models, defined in one file each: how its `config.json` is read and what its files call and pack its weights.
 
 The blocks go by the Llama family's names (`_shapes.py`); an `Architecture` maps them to those of transformers. Families
-are found by looking into every file of this folder, so a new one is a new file.
+are found by looking for `ARCHITECTURE` in every file of this folder, so a new one is a new file.
 """
 
 from __future__ import annotations
@@ -98,10 +98,10 @@ def architectures() -> Mapping[str, Architecture]:
     """Every family that can be run, by `model_type`."""
     found: dict[str, Architecture] = {}
     for path in sorted(Path(__file__).parent.glob("[!_]*.py")):
+        if "ARCHITECTURE = " not in path.read_text(encoding="utf-8"):
+            continue  # models that are no decoders; some read configurations while they are imported
         module = importlib.import_module(f"llmlab.reference.models.{path.stem}")
-        for value in vars(module).values():
-            if isinstance(value, Architecture):
-                found |= dict.fromkeys(value.model_types, value)
+        found |= dict.fromkeys(module.ARCHITECTURE.model_types, module.ARCHITECTURE)
     return found
 
 

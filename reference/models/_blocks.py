@@ -24,7 +24,7 @@ from llmlab.reference.layers.softmax import softmax
 from llmlab.reference.models._architecture import Architecture, unpack
 from llmlab.reference.models._config import ModelConfig
 from llmlab.reference.models._experts import mixture
-from llmlab.reference.models._rotary import rotary_frequencies
+from llmlab.reference.models._rotary import latent_scale, rotary_frequencies
 from llmlab.reference.models._weights import Weights, check_weights, random_weights
 from llmlab.reference.op import Cost, Dims
 from llmlab.reference.positions.alibi import alibi
@@ -173,11 +173,11 @@ def attention(config: ModelConfig, own: Own, h_BTD: np.ndarray, past: Seen | Non
     return linear(own, "self_attn.o_proj", out_BTKGH.reshape(B, T, K * G * H)), (k_BSKH, v_BSKH)
 
 
-def rotated(config: ModelConfig, x_BTNH: np.ndarray, start: int, *, length: int = 0) -> np.ndarray:
+def rotated(config: ModelConfig, x_BTNH: np.ndarray, start: int) -> np.ndarray:
     """Rotate the part of each head that the architecture rotates, its first coordinates; the first token is at `start`."""
     B, T, _, H = x_BTNH.shape
     positions_BT = np.broadcast_to(start + np.arange(T), (B, T))
-    frequencies_R, factor = rotary_frequencies(config, length=length or start + T)
+    frequencies_R, factor = rotary_frequencies(config, length=start + T)
     width = 2 * frequencies_R.size
     turned = rope(x_BTNH[..., :width], positions_BT, frequencies=frequencies_R, interleaved=config.rotary_interleaved)
     if factor != 1.0:
@@ -233,14 +233,6 @@ def latent_attention(
     q_BTNH = np.concatenate([q_BTNH[..., : m.nope_width], turned_BTNR], axis=-1) * latent_scale(config)
     out_BTN1H = gqa(q_BTNH[:, :, :, None], k_BSNH, kv_BSNH[..., m.nope_width :])
     return linear(own, "self_attn.o_proj", out_BTN1H.reshape(B, T, N * m.value_width)), (latent_BSC, key_BSR)
-
-
-def latent_scale(config: ModelConfig) -> float:
-    """What DeepSeek multiplies the softmax's 1/sqrt(width) with when the context is stretched: (0.1 m ln(factor) + 1)^2."""
-    scaling = config.rope
-    if scaling.kind == "default" or not scaling.mscale_all_dim or scaling.factor <= 1:
-        return 1.0
-    return float(0.1 * scaling.mscale_all_dim * np.log(scaling.factor) + 1) ** 2
 
 
 def feed_forward(config: ModelConfig, own: Own, h_BTD: np.ndarray, *, layer: int) -> np.ndarray:

@@ -49,8 +49,11 @@ def read(f: Fields) -> ModelConfig:
 
 _WIDTHS = {"kv_lora_rank": 10, "qk_nope_head_dim": 6, "qk_rope_head_dim": 4, "v_head_dim": 8, "num_attention_heads": 3}
 _EXPERTS = {"n_routed_experts": 8, "num_experts_per_tok": 3, "n_group": 4, "topk_group": 2, "moe_intermediate_size": 11}
+_YARN = {"rope_type": "yarn", "factor": 40.0, "mscale": 0.7, "mscale_all_dim": 1.0, "rope_theta": 10000.0}
+_YARN |= {"original_max_position_embeddings": 32, "beta_fast": 32.0, "beta_slow": 1.0}
 _VARIANTS: dict[str, dict[str, Any]] = {
     "deepseek-v3": {"q_lora_rank": 14, "first_k_dense_replace": 1},
+    "deepseek-v3 stretched": {"q_lora_rank": 14, "rope_parameters": _YARN, "num_hidden_layers": 1},
     "deepseek without a query latent": {"q_lora_rank": None, "first_k_dense_replace": 0, "tie_word_embeddings": True},
     "deepseek with biases": {"q_lora_rank": 14, "attention_bias": True, "rope_interleave": False, "n_shared_experts": 2},
 }

@@ -78,27 +78,13 @@ ARCHITECTURE = Architecture(("llama",), read, tiny("llama", _VARIANTS, rms_norm_
 tiny_config = ARCHITECTURE.tiny_config
 
 
-def _drawn(config: ModelConfig, B: int, T: int) -> Any:
-    def make(rng: np.random.Generator) -> dict[str, Any]:
-        ids_BT = rng.integers(0, config.vocab_size, (B, T))
-        return {"config": config, "weights": random_weights(config, rng), "ids_BT": ids_BT}
+def _prefill(rng: np.random.Generator) -> dict[str, Any]:
+    sizes = {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3}
+    facts = {"model_type": "llama", "num_hidden_layers": 4, "vocab_size": 49152, "tie_word_embeddings": True, **sizes}
+    config = ModelConfig.from_dict(facts, "four layers of smollm-135m")
+    ids_BT = rng.integers(0, config.vocab_size, (1, 128))
+    return {"config": config, "weights": random_weights(config, rng), "ids_BT": ids_BT}
 
-    return make
-
-
-_SMALL = ModelConfig.from_dict(
-    {
-        "model_type": "llama",
-        "hidden_size": 576,
-        "intermediate_size": 1536,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 9,
-        "num_key_value_heads": 3,
-        "vocab_size": 49152,
-        "tie_word_embeddings": True,
-    },
-    "four layers of smollm-135m",
-)
 
 LLAMA = Procedure(
     reference=llama,
@@ -106,5 +92,5 @@ LLAMA = Procedure(
     paper="arXiv:2302.13971",
     same=same_logits,
     cost=dense_cost,
-    shapes={"four layers of smollm-135m, prefill 128": _drawn(_SMALL, 1, 128)},
+    shapes={"four layers of smollm-135m, prefill 128": _prefill},
 )

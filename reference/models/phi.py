@@ -39,10 +39,14 @@ def read(f: Fields) -> ModelConfig:
 
 _PHI: dict[str, Any] = {"num_attention_heads": 3}
 _PHI3: dict[str, Any] = {"model_type": "phi3", "num_attention_heads": 4, "num_key_value_heads": 2}
+_FACTORS = {"short_factor": [1.0, 1.1, 1.2], "long_factor": [1.0, 2.0, 4.0]}
+_LONG: dict[str, Any] = {"max_position_embeddings": 256, "original_max_position_embeddings": 64}
+_LONG["rope_parameters"] = {"rope_type": "longrope", "rope_theta": 10000.0, **_FACTORS}
 _VARIANTS: dict[str, dict[str, Any]] = {
     "phi-2": _PHI,
     "phi normed": {**_PHI, "qk_layernorm": True, "partial_rotary_factor": 0.25, "num_key_value_heads": 1},
     "phi-3": {**_PHI3, "sliding_window": 4},
+    "phi-3 of 128k": {**_PHI3, "sliding_window": None, **_LONG},
     "phi-4-mini": {**_PHI3, "sliding_window": None, "tie_word_embeddings": True, "partial_rotary_factor": 0.75},
 }
 _PHI_NAMES = {

@@ -52,11 +52,14 @@ def _mixture(f: Fields, layers: int) -> dict[str, Any]:
 _MOE = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 11}
 _QWEN2_MOE = {**_MOE, "model_type": "qwen2_moe", "shared_expert_intermediate_size": 13}
 _QWEN3_MOE = {**_MOE, "model_type": "qwen3_moe", "head_dim": 10, "norm_topk_prob": True, "mlp_only_layers": [1]}
+_LINEAR = {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}}
+_YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 1000.0}
 _VARIANTS: dict[str, dict[str, Any]] = {
     "qwen2": {"tie_word_embeddings": True},
     "qwen2 windowed": {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
+    "qwen2.5 stretched": {"rope_parameters": _YARN},
     "qwen3": {"model_type": "qwen3", "head_dim": 10},
-    "qwen3 tied": {"model_type": "qwen3", "head_dim": 6, "tie_word_embeddings": True, "attention_bias": True},
+    "qwen3 tied": {"model_type": "qwen3", "head_dim": 6, "tie_word_embeddings": True, "attention_bias": True, **_LINEAR},
     "qwen2-moe": _QWEN2_MOE,
     "qwen2-moe every other": _QWEN2_MOE | {"decoder_sparse_step": 2, "norm_topk_prob": True},
     "qwen3-moe": _QWEN3_MOE,

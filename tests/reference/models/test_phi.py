@@ -34,3 +34,20 @@ def test_released_sizes_have_as_many_parameters_as_their_files(name: str, parame
     config = preset(name)
     assert config is not None
     assert config.num_parameters == parameters
+
+
+def test_texts_past_the_first_context_are_rotated_by_the_long_factors_from_their_first_token_on() -> None:
+    torch = pytest.importorskip("torch", reason="needs torch")
+    transformers = pytest.importorskip("transformers", reason="needs transformers")
+    from llmlab.harness.oracles.models._causal_lm import causal_lm
+
+    assert transformers
+    config, weights = drawn(ARCHITECTURE, "phi-3 of 128k")
+    model = causal_lm(config, weights)
+    for T in (64, 65):
+        ids = np.random.default_rng(T).integers(0, 37, (1, T))
+        with torch.no_grad():
+            theirs = model(torch.from_numpy(ids)).logits.numpy()
+        ours = phi(config, weights, ids)
+        assert error_of(ours, theirs) <= 16 * np.finfo(np.float32).eps * np.abs(theirs).max()
+    assert error_of(phi(config, weights, ids)[:, :64], phi(config, weights, ids[:, :64])) > 0.01

@@ -26,8 +26,8 @@ from torch import Tensor
 
 from llmlab.kernels.parallel._peers_torch import Copied, Exchanged, Gathered, Peers, Scattered, Summed
 from llmlab.reference.errors import InputError
-from llmlab.reference.models._blocks import rotary_frequencies
 from llmlab.reference.models._config import ModelConfig
+from llmlab.reference.models._rotary import rotary_frequencies
 
 
 @dataclass(frozen=True)
@@ -323,7 +323,7 @@ class Layers:
         self.anchor = torch.zeros((), dtype=dtype, requires_grad=True)
         T = sequence // groups.cp.size
         self.position_T = torch.arange(T) + T * groups.cp.rank
-        self.angle_T1R = self.position_T[:, None, None] * torch.from_numpy(rotary_frequencies(config))
+        self.angle_T1R = self.position_T[:, None, None] * torch.from_numpy(rotary_frequencies(config)[0])
         self.cos_T1R, self.sin_T1R = self.angle_T1R.cos().to(dtype), self.angle_T1R.sin().to(dtype)
         self.seen_TS = None if groups.cp.size == 1 else torch.arange(sequence) <= self.position_T[:, None]
         self.head = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
@@ -382,7 +382,7 @@ class Layers:
     def _layer(self, x_PD: Tensor, layer: int, tape: Tape) -> Tensor:
         prefix = f"model.layers.{layer}."
         own = {name.removeprefix(prefix): weight for name, weight in self.weights.items() if name.startswith(prefix)}
-        names = ("norm_0", "norm_1") if "norm_0.weight" in own else ("input_layernorm", "post_attention_layernorm")
+        names = ("input_layernorm", "post_attention_layernorm")
         x_PD = x_PD + self._attention(self._norm(x_PD, own, names[0], tape), own, tape)
         feed_forward = self._experts if "mlp.gate.weight" in own else self._feed_forward
         return x_PD + feed_forward(self._norm(x_PD, own, names[1], tape), own, tape)
@@ -520,6 +520,10 @@ def check_model(config: ModelConfig) -> None:
         "windows": any(config.windowed_layers),
         "shared experts": config.shared_expert_intermediate_size > 0,
         "parallel blocks": config.parallel_block,
+        "these positions": config.positions == "alibi" or config.rotary_width > 0 or config.rotary_interleaved,
+        "norms in these places": config.post_norm or config.norms_per_layer != 2 or config.embedding_norm,
+        "an embedding of its own width": config.embedding_width > 0,
+        "weights that files pack or name otherwise": config.weight_shapes() != config.parameter_shapes(),
         "biases of experts or of the output": config.expert_bias or config.head_bias,
         "this family": not config.runnable and not gpt,
         "heads of odd width": config.head_dim % 2 > 0,

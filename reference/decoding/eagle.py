@@ -20,7 +20,7 @@ from llmlab.reference.decoding.sampling import draw
 from llmlab.reference.decoding.speculative import Distribution
 from llmlab.reference.layers.rms_norm import rms_norm
 from llmlab.reference.layers.softmax import softmax
-from llmlab.reference.models._blocks import attention, gated_feed_forward
+from llmlab.reference.models._blocks import attention, feed_forward
 from llmlab.reference.models._config import ModelConfig
 from llmlab.reference.models._weights import Weights
 from llmlab.reference.op import Procedure
@@ -48,10 +48,10 @@ class EagleHead:
         x = fc [embedding(token_{i+1}) ; f_i];   x <- x + attention(x);   x <- x + feed_forward(norm x)
         """
         x_TD = np.concatenate([self.embedding[list(tokens_T)], features_TD], axis=-1) @ self.weights["fc.weight"].T
-        mixed_1TD, _ = attention(self.config, self.weights, x_TD[None], None, window=None)
+        mixed_1TD, _ = attention(self.config, self.weights, x_TD[None], None, layer=0)
         x_1TD = x_TD[None] + mixed_1TD
         h_1TD = rms_norm(x_1TD, self.weights["post_attention_layernorm.weight"], eps=self.config.rms_norm_eps)
-        return (x_1TD + gated_feed_forward(self.config, self.weights, h_1TD))[0]
+        return (x_1TD + feed_forward(self.config, self.weights, h_1TD, layer=0))[0]
 
 
 @dataclass

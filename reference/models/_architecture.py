@@ -189,6 +189,9 @@ def unpack(config: ModelConfig, weights: Mapping[str, Any]) -> tuple[dict[str, A
         own: dict[str, Any] = {}
         for name, parts in layout.items():
             array = weights[name].T if transposed else weights[name]
+            if len(parts) == 1:
+                own[parts[0][0]] = array
+                continue
             if len(parts) == 3 and family.grouped:
                 own |= dict(zip((part for part, _ in parts), _by_group(config, array)))
                 continue

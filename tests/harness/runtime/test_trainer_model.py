@@ -12,8 +12,7 @@ from llmlab.harness.runtime.trainer_model import Groups, Tape, check_model, cut_
 from llmlab.harness.runtime.trainer_shards import CountedPeers, Meter  # noqa: E402
 from llmlab.harness.runtime.training_data import microbatches, read_text  # noqa: E402
 from llmlab.reference.errors import InputError  # noqa: E402
-from llmlab.reference.layers.glu import glu  # noqa: E402
-from llmlab.reference.models._blocks import decoder, gated_feed_forward  # noqa: E402
+from llmlab.reference.models._blocks import decoder  # noqa: E402
 from llmlab.reference.models._config import ModelConfig  # noqa: E402
 from llmlab.reference.models._presets import preset  # noqa: E402
 from llmlab.simulator.training.plan import ParallelPlan, gpt  # noqa: E402
@@ -54,25 +53,10 @@ def wide(config: ModelConfig) -> dict[str, np.ndarray]:
     return {name: array.astype(np.float64) for name, array in first_weights(config, 3).items()}
 
 
-def mixture(config: ModelConfig, own: Any, h_BTD: np.ndarray) -> np.ndarray:
-    """Every row through each of its experts, one by one."""
-    out_BTD = np.zeros_like(h_BTD)
-    for place in np.ndindex(h_BTD.shape[:2]):
-        h_D = h_BTD[place]
-        scores_E = np.exp(own["mlp.gate.weight"] @ h_D)
-        best = np.argsort(-scores_E)[: config.num_experts_per_tok]
-        for expert in best:
-            gate_F, up_F = np.split(own["mlp.experts.gate_up_proj"][expert] @ h_D, 2)
-            out_BTD[place] += (
-                scores_E[expert] / scores_E[best].sum() * (own["mlp.experts.down_proj"][expert] @ glu(gate_F, up_F))
-            )
-    return out_BTD
-
-
-@pytest.mark.parametrize(("config", "feed_forward"), [(LLAMA, gated_feed_forward), (EXPERTS, mixture)])
-def test_the_loss_is_that_of_the_reference(config: ModelConfig, feed_forward: Any) -> None:
+@pytest.mark.parametrize("config", [LLAMA, EXPERTS], ids=lambda config: config.name)
+def test_the_loss_is_that_of_the_reference(config: ModelConfig) -> None:
     weights, (ids_MBT, target_MBT) = wide(config), text(config)
-    logits_BTV, _ = decoder(config, weights, ids_MBT[0], feed_forward=feed_forward)
+    logits_BTV, _ = decoder(config, weights, ids_MBT[0])
     logits_BTV = logits_BTV - logits_BTV.max(-1, keepdims=True)
     logged_BTV = logits_BTV - np.log(np.exp(logits_BTV).sum(-1, keepdims=True))
     expected = -np.take_along_axis(logged_BTV, target_MBT[0][:, :, None], -1).sum()

@@ -1,0 +1,52 @@
+"""The picture of a step's memory: what a rank holds over time, part on part, under the device's limit."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+from llmlab.reference.files import write_atomic
+from llmlab.reports.pipeline_figure import INK, MUTED, check_picture
+from llmlab.simulator.training.memory_over_time import RankSeries
+
+COLOURS = {
+    "weights": "#4f8fd9",
+    "gradients": "#8fbcec",
+    "optimizer": "#35a7a0",
+    "buffers": "#bbe4e1",
+    "margin": "#d5d9df",
+    "logits": "#e0b252",
+    "activations": "#5cab6d",
+}
+"""From the bottom up: what stands first, what comes and goes on top."""
+
+
+def memory_figure(series: RankSeries, hbm_bytes: float, title: str) -> Any:
+    """Return a Matplotlib figure of one rank."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10.0, 4.5), layout="constrained")
+    axes = figure.subplots()
+    seconds = [when / 1e9 for when in series.when_ns]
+    shown = [name for name in COLOURS if series.parts[name].any()]
+    levels = [series.parts[name] / 1e9 for name in shown]
+    axes.stackplot(seconds, *levels, labels=shown, colors=[COLOURS[name] for name in shown], step="post", lw=0)
+    axes.axhline(hbm_bytes / 1e9, color=INK, lw=1.0, ls="--")
+    axes.annotate("device", (seconds[-1], hbm_bytes / 1e9), ha="right", va="bottom", color=MUTED, fontsize=8)
+    axes.set(title=title, xlabel="seconds", ylabel="GB", xlim=(0, seconds[-1] or 1.0), ylim=(0, None))
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, reverse=True)
+    return figure
+
+
+def save_memory(series: RankSeries, hbm_bytes: float, title: str, path: str | Path) -> Path:
+    """Draw into a .png, .svg or .pdf.
+
+    Raises:
+        InputError: another ending.
+    """
+    path = Path(path)
+    check_picture(path)
+    content = io.BytesIO()
+    memory_figure(series, hbm_bytes, title).savefig(content, format=path.suffix[1:], dpi=130)
+    return write_atomic(path, content.getvalue())

@@ -552,8 +552,15 @@ def simulate_train_command(
     schedule: Annotated[str | None, typer.Option(help="Pipeline schedule; the framework's where not given.")] = None,
     zero: Annotated[int | None, typer.Option(min=0, max=3, help="ZeRO stage; the framework's where not given.")] = None,
     recompute: Annotated[str | None, typer.Option(help="none, selective or full; the framework's where not given.")] = None,
-    precision: Annotated[str, typer.Option(help="bfloat16, float16, fp8 or float32.")] = "bfloat16",
+    shard_over: Annotated[int, typer.Option(min=0, help="Ranks that ZeRO shards over; all of data parallelism where 0.")] = 0,
+    precision: Annotated[str, typer.Option(help="bfloat16, float16, fp8, nvfp4 or float32.")] = "bfloat16",
+    optimizer: Annotated[str, typer.Option(help="adam, adam-8bit, adafactor, muon, sgd-momentum or sgd.")] = "adam",
     offload: Annotated[bool, typer.Option("--offload", help="Optimizer state in host memory.")] = False,
+    offload_weights: Annotated[bool, typer.Option("--offload-weights", help="Weights in host memory too (ZeRO-3).")] = False,
+    tensor: Annotated[
+        str | None, typer.Option(help="How tensor-parallel ranks share matrices: 1d, 2d, 2.5d, 3d; the framework's.")
+    ] = None,
+    tensor_depth: Annotated[int, typer.Option(min=1, help="Grids that share weights (2.5d).")] = 1,
     replay: Annotated[bool, typer.Option("--replay", help="Replay the schedule action by action.")] = False,
     topology: Annotated[
         Path | None, typer.Option(help="Nodes and links (YAML): collectives of all groups run on it at once.")
@@ -571,25 +578,36 @@ def simulate_train_command(
     prefetch: Annotated[int, typer.Option(help="Batches loaded ahead; 0 loads before each step.")] = 2,
     steps: Annotated[int, typer.Option(help="Steps drawn where they differ.")] = 200,
     seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
+    tokens: Annotated[float | None, typer.Option(help="Tokens of a whole run: adds days, device hours, dollars, kWh.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw every stage over time (.png, .svg, .pdf).")] = None,
-    trace: Annotated[Path | None, typer.Option(help="Write every rank's timeline for Perfetto (.json or .json.gz).")] = None,
+    memory_plot: Annotated[
+        Path | None, typer.Option(help="Draw the fullest rank's memory over time (.png, .svg, .pdf).")
+    ] = None,
+    trace: Annotated[
+        Path | None, typer.Option(help="Write every rank's timeline and memory for Perfetto (.json or .json.gz).")
+    ] = None,
     json_output: Json = False,
 ) -> None:
     """Predict one training step: seconds, where each goes, tokens per second, MFU, memory of the fullest rank."""
+    from llmlab.reports.memory_figure import save_memory
     from llmlab.reports.pipeline_figure import check_picture
     from llmlab.reports.step_figure import save_step
+    from llmlab.simulator.hardware.device import load_device_sheet
     from llmlab.simulator.model.description import load_model
     from llmlab.simulator.training.failures import long_run
+    from llmlab.simulator.training.memory_over_time import fullest_of, memory_over_time
     from llmlab.simulator.training.network import TopologyNetwork
     from llmlab.simulator.training.plan import dp_of, plan_of
+    from llmlab.simulator.training.run_cost import run_cost, step_cost
     from llmlab.simulator.training.step import predict_step, tables
     from llmlab.simulator.training.step_timeline import step_timeline
     from llmlab.simulator.training.stragglers import Variation, first_step_factors, parse_slow_ranks, simulate_steps
     from llmlab.simulator.training.topology import read_topology
     from llmlab.simulator.training.tracing import check_trace, write_trace
 
-    if plot is not None:
-        check_picture(plot)
+    for picture in (plot, memory_plot):
+        if picture is not None:
+            check_picture(picture)
     if trace is not None:
         check_trace(trace)
 
@@ -609,6 +627,11 @@ def simulate_train_command(
         zero_stage=zero,
         schedule=schedule or ("interleaved" if virtual_stages > 1 else None),
         offload=offload,
+        shard_over=shard_over,
+        optimizer=optimizer,
+        offload_weights=offload_weights,
+        tensor=tensor,
+        tensor_depth=tensor_depth,
     )
     described = load_model(model)
     network = TopologyNetwork.on(read_topology(topology), plan.gpus, protocols) if topology is not None else None
@@ -616,20 +639,32 @@ def simulate_train_command(
     settings = {"checkpoint_bytes_per_s": checkpoint_bytes_per_s, "restart_s": restart_s}
     hours = failure_gpu_hours
     run = long_run(described.parameters, gpus, gpu_hours_apart=hours, **settings) if hours is not None else None
-    more = {"long_run": run} if run else {}
+    more = {"energy": step_cost(step, gpu).to_json()} | ({"long_run": run} if run else {})
+    if tokens is not None:
+        more["run"] = run_cost(step, gpu, tokens, run["useful"] if run else 1.0)
     varied = Variation(jitter, device_spread, parse_slow_ranks(slow_rank or ()), load_s=load_s, prefetch=prefetch)
     if varied != Variation(prefetch=prefetch):
         more["steps"] = simulate_steps(step, varied, steps, seed).to_json()
-    if plot is not None or trace is not None:
+    if any(file is not None for file in (plot, memory_plot, trace)):
         timeline = step_timeline(step, first_step_factors(step, varied, seed))
+        held = memory_over_time(described, plan, timeline.pipelines[0])
         if trace is not None:
-            write_trace(trace, timeline.trace_events())
+            counters = (event for one in held for event in one.trace_events(timeline.ranks(0, one.rank)[0]))
+            write_trace(trace, (*timeline.trace_events(), *counters))
         if plot is not None:
             save_step(timeline, plot)
+        if memory_plot is not None:
+            device = load_device_sheet(gpu)
+            save_memory(fullest_of(held), device.hbm_bytes, f"{described.name} on {gpus} {device.name}", memory_plot)
     if json_output:
         emit(step.to_json() | more)
     else:
-        titles = {"long_run": "A long run with failures", "steps": f"{steps} steps that differ"}
+        titles = {
+            "energy": "Energy and price of a step (an estimate)",
+            "run": "The whole run",
+            "long_run": "A long run with failures",
+            "steps": f"{steps} steps that differ",
+        }
         for title, rows in [*tables(step), *((titles[name], [row]) for name, row in more.items())]:
             show(title, rows)
 

@@ -390,10 +390,9 @@ def setting_of(row: TrainingRow) -> Setting:
         "sequence": sequence,
         "recompute": recompute,
         "precision": "fp8" if re.search("fp8|float8", words.get("dtype", "").lower()) else "bfloat16",
-        "zero_stage": _zero_stage(words.get("sharding", ""), habits.zero_stage),
+        # MegaScale scatters gradients once per step: what it calls ZeRO-2 keeps them whole
+        "zero_stage": min(_zero_stage(words.get("sharding", ""), habits.zero_stage), 1 if name == "megatron-2023" else 3),
     }
-    if name.startswith("megatron-2"):  # its gradients are scattered once per step: what is called ZeRO-2 there keeps them whole
-        given["zero_stage"] = min(1, given["zero_stage"])
     if tp == 1:
         given["sequence_parallel"] = False
     stated = row.count("mbs")

@@ -1,8 +1,8 @@
 """Bytes a rank holds over a step, action by action of its pipeline schedule, and by layer.
 
-Weights, gradients, optimizer and buffers stand; activations come with a forward and go at the end of its backward (of its weight
-part where that is apart); space for logits and for what is computed again is taken once and kept, as caching allocators do. The
-highest point is the closed form that a step reports (`memory.rank_memory`).
+Weights, gradients, optimizer and buffers stand; activations come with a forward and go at the end of its backward (of its
+weight part where that is apart); space for logits and for what is computed again is taken once and kept, as caching allocators
+do. The highest point is the closed form that a step reports (`memory.rank_memory`).
 
 Units: bytes, nanoseconds.
 """
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from llmlab.simulator.hardware.device import Device, load_device_sheet
+from llmlab.reference.errors import InputError
 from llmlab.simulator.model.description import ModelDescription
 from llmlab.simulator.training.memory import (
     activation_piece,
@@ -27,12 +27,10 @@ from llmlab.simulator.training.memory import (
     rank_memory,
     state_bytes,
 )
-from llmlab.simulator.training.network import Network
 from llmlab.simulator.training.pieces import Setting
-from llmlab.simulator.training.pipeline_time import BOTH_WAYS, FOLDED, in_flight, replayed
+from llmlab.simulator.training.pipeline_time import BOTH_WAYS, FOLDED, in_flight
 from llmlab.simulator.training.plan import Framework, ParallelPlan, framework
 from llmlab.simulator.training.replay import Timeline
-from llmlab.simulator.training.step import network_of, stages_of
 
 PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "buffers", "margin")
 
@@ -61,59 +59,39 @@ class RankSeries:
         highest = int(np.argmax(self.total_bytes))
         return {name: float(values[highest]) for name, values in self.parts.items()}
 
-    def trace_events(self) -> Iterator[dict[str, Any]]:
-        """Chrome trace counter events, a stack of parts per moment."""
+    def trace_events(self, pid: int) -> Iterator[dict[str, Any]]:
+        """Chrome trace counter events of a process, a stack of parts per moment."""
         for place, when in enumerate(self.when_ns):
             held = {name: float(values[place]) for name, values in self.parts.items()}
-            yield {"ph": "C", "name": "memory bytes", "pid": self.rank, "ts": int(when) / 1e3, "args": held}
-
-
-@dataclass(frozen=True)
-class MemoryOverTime:
-    """A step's schedule with what its ranks hold."""
-
-    timeline: Timeline
-    series: tuple[RankSeries, ...]
-
-    def trace_events(self) -> Iterator[dict[str, Any]]:
-        """The actions of every rank, and its memory as counters."""
-        yield from (event for event in self.timeline.trace_events() if event["ph"] != "C")
-        for one in self.series:
-            yield from one.trace_events()
-
-    def to_json(self) -> dict[str, Any]:
-        """Highest point and lowest of each rank."""
-        return {
-            "ranks": [
-                {"rank": one.rank, "peak_bytes": float(one.total_bytes.max()), "least_bytes": float(one.total_bytes.min())}
-                for one in self.series
-            ],
-        }
+            yield {"ph": "C", "name": "memory bytes", "pid": pid, "ts": int(when) / 1e3, "args": held}
 
 
 def memory_over_time(
     model: ModelDescription,
     plan: ParallelPlan,
-    device: Device | str,
+    timeline: Timeline,
     *,
     ranks: Sequence[int] | None = None,
     habits: Framework | None = None,
-    network: Network | None = None,
-) -> MemoryOverTime:
-    """Replay the step's schedule and follow the memory of these pipeline ranks (all where None).
+) -> tuple[RankSeries, ...]:
+    """Follow the memory of these pipeline ranks (all where None) through a replayed schedule of the plan.
 
     Raises:
-        InputError: the plan cannot run.
+        InputError: the plan cannot run, or the timeline is of other sizes.
     """
     plan.check(model)
-    sheet = load_device_sheet(device) if isinstance(device, str) else device
-    habits = habits or framework(plan.framework)
-    setting = Setting(model, sheet, habits, network or network_of(sheet, habits))
-    stages, hand_over = stages_of(setting, plan)
-    schedule = plan.schedule if plan.pp > 1 else "1f1b"
-    timeline = replayed(schedule, stages, plan.microbatches, virtual_stages=plan.virtual_stages, transfer_s=hand_over)
+    schedule = timeline.schedule
+    if (schedule.num_ranks, schedule.num_microbatches) != (plan.pp, plan.microbatches):
+        sizes = f"{schedule.num_ranks} ranks and {schedule.num_microbatches} microbatches"
+        raise InputError("memory", "timeline", sizes, f"the plan has {plan.pp} and {plan.microbatches}")
+    setting = Setting(model, None, habits or framework(plan.framework), None)  # type: ignore[arg-type]
     chosen = range(plan.pp) if ranks is None else ranks
-    return MemoryOverTime(timeline, tuple(_series(setting, plan, timeline, rank) for rank in chosen))
+    return tuple(_series(setting, plan, timeline, rank) for rank in chosen)
+
+
+def fullest_of(series: Sequence[RankSeries]) -> RankSeries:
+    """The rank whose highest point is highest."""
+    return max(series, key=lambda one: float(one.total_bytes.max()))
 
 
 def _series(setting: Setting, plan: ParallelPlan, timeline: Timeline, rank: int) -> RankSeries:
@@ -134,7 +112,7 @@ def _series(setting: Setting, plan: ParallelPlan, timeline: Timeline, rank: int)
 
 
 def _changes(timeline: Timeline, rank: int) -> list[tuple[int, float, int]]:
-    """(moment, activations taken or given back, microbatches with logits more or fewer), in order; taking comes after giving."""
+    """(moment, activations taken or given back, microbatches with logits more or fewer), giving before taking."""
     schedule = timeline.schedule
     last = schedule.depth - 1
     found = []
@@ -150,12 +128,10 @@ def _changes(timeline: Timeline, rank: int) -> list[tuple[int, float, int]]:
     return sorted(found, key=lambda change: (change[0], change[1]))
 
 
-def by_layer(
-    model: ModelDescription, plan: ParallelPlan, habits: Framework | None = None
-) -> tuple[int, list[dict[str, Any]]]:
+def by_layer(model: ModelDescription, plan: ParallelPlan, habits: Framework | None = None) -> tuple[int, list[dict[str, Any]]]:
     """The fullest rank, and what of its memory is each layer's, the embedding's and the output matrix's.
 
-    Rows are kinds of layers with their number; numbers times bytes are the rank's weights, gradients, optimizer and activations.
+    Rows are kinds of layers with their number; numbers times bytes are what the rank holds.
     """
     habits = habits or framework(plan.framework)
     rank, _ = fullest_rank(model, plan, habits)
@@ -202,5 +178,3 @@ def _ends_on(plan: ParallelPlan, rank: int) -> tuple[bool, bool]:
     if plan.schedule in BOTH_WAYS and plan.pp > 1:
         return rank in (0, plan.pp - 1), rank in (0, plan.pp - 1)
     return rank == 0, rank == (0 if plan.schedule in FOLDED else plan.pp - 1)
-
-

@@ -32,9 +32,42 @@ def test_steps_that_differ_have_quantiles(capsys):
     assert json.loads(capsys.readouterr().out) == first
 
 
+def test_a_step_has_a_run_a_picture_and_a_trace(capsys, tmp_path):
+    files = ["--memory-plot", str(tmp_path / "memory.svg"), "--trace", str(tmp_path / "step.json")]
+    assert main([*STEP, *SPLIT, "--tokens", "300e9", *files, "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["run"]["gpu_hours"] == pytest.approx(shown["run"]["days"] * 24 * 16)
+    assert shown["energy"]["energy_basis"].startswith("estimate")
+    assert (tmp_path / "memory.svg").read_text().startswith("<?xml")
+    assert json.loads((tmp_path / "step.json").read_text())["traceEvents"]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["--framework", "colossalai-2d", "--tp", "4", "--pp", "4", "--microbatch", "2"],
+        ["--framework", "colossalai-2.5d", "--tp", "8", "--tensor-depth", "2", "--pp", "2", "--microbatch", "4"],
+        ["--framework", "colossalai-3d", "--tp", "8", "--pp", "2", "--microbatch", "4"],
+        ["--framework", "pipedream", "--tp", "8", "--pp", "2"],
+        ["--framework", "gspmd", "--tp", "4", "--pp", "2"],
+        ["--framework", "deepspeed-zero3", "--offload", "--offload-weights"],
+        ["--framework", "megatron", "--tp", "4", "--pp", "2", "--schedule", "zb-v", "--optimizer", "muon"],
+    ],
+)
+def test_presets_run_from_the_command_line(capsys, given):
+    assert main([*STEP, *given, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["iteration_s"] > 0
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        (["--precision", "nvfp4", "--tp", "8"], "no 4-bit matrix units"),
+        (["--optimizer", "lion"], "optimizer"),
+        (["--framework", "colossalai-3d", "--tp", "4"], "must form a cube"),
+        (["--tp", "8", "--tokens", "5"], "tokens"),
+        (["--tp", "8", "--memory-plot", "memory.txt"], "memory.txt"),
+        (["--tp", "8", "--trace", "step.txt"], "step.txt"),
         (["--jitter", "-1"], "jitter=-1"),
         (["--slow-rank", "99=2"], "slow_rank=99"),
         (["--tp", "3"], "gpus=16"),
@@ -73,6 +106,8 @@ def test_the_search_prints_the_winner_why_and_flags(capsys):
     shown = json.loads(capsys.readouterr().out)
     assert shown["plans"][0]["iteration_s"] <= shown["plans"][-1]["iteration_s"]
     assert set(shown["launch"]) == {"megatron-lm", "torchtitan", "deepspeed"}
+    assert "--tensor-model-parallel-size" in shown["launch"]["megatron-lm"]["flags"]
+    assert shown["launch"]["megatron-lm"]["iteration_s"] >= shown["plans"][0]["iteration_s"]
     assert main(command) == 0
     assert "Why" in capsys.readouterr().out
 

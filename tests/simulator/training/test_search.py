@@ -109,6 +109,27 @@ def test_flags_say_what_a_plan_needs_or_that_there_is_no_switch(changes, where, 
     assert words in launch_flags(plan)[where]
 
 
+def test_a_trillion_weights_find_a_plan_on_16384_devices():
+    few = Choices(schedules=("1f1b",), offload=("none",), sequence_parallel=(True,))
+    result = search(gpt(128, 25600, 160, 51200, 2048), "h100", 16384, 2048, 2048, choices=few, keep=2)
+    assert result.best[0].plan.gpus == 16384
+    assert 0.2 < result.best[0].mfu < 0.8
+
+
+@pytest.mark.parametrize(
+    ("choices", "words"),
+    [
+        (Choices(schedules=("fastest",)), "schedule='fastest'"),
+        (Choices(precisions=("nvfp4",)), "no 4-bit matrix units"),
+        (Choices(offload=("disk",)), "offload='disk'"),
+    ],
+)
+def test_choices_that_are_none_are_refused_in_one_line(choices, words):
+    with pytest.raises(InputError) as raised:
+        search(MODEL, "h100", 8, 8, 2048, choices=choices)
+    assert words in str(raised.value)
+
+
 def test_what_cannot_fit_says_how_much_is_missing():
     with pytest.raises(InputError, match=r"does not fit: the leanest of \d+ plans .* needs \d+ GB of 85 GB"):
         search(load_model("openai/gpt3-175b"), "a100", 4, 4, 2048)

@@ -13,7 +13,7 @@ from llmlab.simulator.training.memory import check_memory, fullest_rank, rank_me
 from llmlab.simulator.training.network import Network
 from llmlab.simulator.training.operators import joined, layer_cost, training_flops
 from llmlab.simulator.training.pipeline_time import StageTime, replayed_seconds
-from llmlab.simulator.training.plan import ParallelPlan, gpt, plan_of
+from llmlab.simulator.training.plan import ParallelPlan, dp_of, gpt, plan_of
 from llmlab.simulator.training.step import predict_step, tables
 
 MODEL = gpt(24, 2048, 16, 51200, 2048)
@@ -110,6 +110,17 @@ def test_what_does_not_fit_names_its_parts():
     with pytest.raises(InputError, match=r"does not fit A100-SXM-80GB.*weights.*optimizer.*activations") as raised:
         check_memory(model, plan_of("ddp", global_batch=1, sequence=2048), load_device_sheet("a100"))
     assert "\n" not in str(raised.value)
+
+
+def test_a_trillion_weights_on_64_devices_are_two_replicas_of_four_stages_of_eight_ranks():
+    model = gpt(128, 25600, 160, 51200, 2048)
+    plan = plan_of("megatron", dp=dp_of(64, 8, 4, 1), tp=8, pp=4, global_batch=64, sequence=2048)
+    assert (plan.dp, plan.gpus, plan.layers_of_stages(model.layers)) == (2, 64, [32] * 4)
+    held = [rank_memory(model, plan, stage).weights_bytes for stage in range(4)]
+    assert 8 * sum(held) == pytest.approx(2 * model.parameters, rel=0.01)
+    assert min(held) == pytest.approx(2 * 1e12 / 32, rel=0.02)  # 63 GB: 16-bit weights alone fill a device
+    with pytest.raises(InputError, match=r"does not fit H100-SXM-80GB with 85\.0 GB"):
+        predict_step(model, plan, "h100")
 
 
 def test_a_trillion_weights_on_thousands_of_devices():

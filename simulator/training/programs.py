@@ -259,7 +259,8 @@ ALGORITHMS: Mapping[str, Mapping[str, Builder]] = {
 LIBRARY: Mapping[str, tuple[str, ...]] = {
     "nccl": ("ring", "double_binary_tree", "hierarchical", "hierarchical_tree", "direct"),
 }
-"""Algorithms a library has; its own trees are chains within a node and two trees between, which two levels stand for."""
+"""Algorithms a library has; its own trees are chains within a node and two trees between, which two levels stand for, so within
+one node it has no tree."""
 
 
 def program(topology: Topology, collective: str, algorithm: str, ranks: Sequence[int], size: float) -> Program:
@@ -323,8 +324,9 @@ def candidates(
     found: list[tuple[float, Program, Protocol]] = []
     refused: InputError | None = None
     allowed = LIBRARY.get(protocols.partition("-")[0])
+    one_node = len({rank // topology.node_devices for rank in ranks}) == 1
     for algorithm in ALGORITHMS.get(collective, {"": None}):
-        if algorithm and allowed is not None and algorithm not in allowed:
+        if algorithm and allowed is not None and (algorithm not in allowed or (one_node and "tree" in algorithm)):
             continue
         try:
             made = program(topology, collective, algorithm, ranks, size)

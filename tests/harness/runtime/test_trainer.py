@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +51,14 @@ def one_process(model: str, plan: ParallelPlan, steps: int = 2, order: Any = Non
     return alone(model, batch, json.dumps(order), steps)
 
 
-def assert_like_one_process(model: str, plan: ParallelPlan) -> None:
+def assert_like_one_process(model: str, plan: ParallelPlan, steps: int = 2) -> None:
     config = MODELS[model]
     exact = is_exact(config, plan)
-    run = train(config, plan, steps=2)
-    assert_same(config, plan, run, one_process(model, plan, order=order_of_sums(plan) if exact else None), exact=exact)
+    run = train(config, plan, steps=steps)
+    assert_same(config, plan, run, one_process(model, plan, steps, order_of_sums(plan) if exact else None), exact=exact)
     assert np.isfinite(run.losses).all()
     if exact:  # and within rounding of the plain order
-        assert_same(config, plan, run, one_process(model, plan), exact=plan.schedule == "pipedream")
+        assert_same(config, plan, run, one_process(model, plan, steps), exact=plan.schedule == "pipedream")
 
 
 LOOPED = {"interleaved": 2, "looped_bfs": 2}
@@ -120,6 +121,39 @@ ROUNDED = [
 def test_a_plan_that_sums_in_another_order_differs_by_rounding_alone(model: str, plan: ParallelPlan) -> None:
     assert not is_exact(MODELS[model], plan)
     assert_like_one_process(model, plan)
+
+
+def every_combination() -> list[ParallelPlan]:
+    """Every degree, ZeRO stage and split of rows that four processes can take, experts dealt out in every way."""
+    found = []
+    for dp, tp, pp, cp, ep in product((1, 2, 4), (1, 2), (1, 2, 4), (1, 2), (1, 2, 4)):
+        if dp * tp * pp * cp == 4 and (dp * cp) % ep == 0:
+            for stage, split in product(range(4) if dp > 1 else (0,), (False, True) if tp > 1 else (False,)):
+                schedule = "zb-h1" if stage % 2 else "1f1b"
+                degrees = {"dp": dp, "tp": tp, "pp": pp, "cp": cp, "ep": ep, "zero_stage": stage, "sequence_parallel": split}
+                found.append(plan_of(**degrees, schedule=schedule, **SGD))
+    return found
+
+
+def every_schedule() -> list[ParallelPlan]:
+    """Every schedule beside data parallelism of some ZeRO stage, and beside tensor parallelism."""
+    found = []
+    for number, name in enumerate(name for name in SCHEDULES if name != "pipedream"):
+        size = 16 if name.startswith("dualpipe") else 8
+        given = {"pp": 2, "schedule": name, "virtual_stages": LOOPED.get(name, 1), "global_batch": size, **SGD}
+        found.append(plan_of(dp=2, zero_stage=number % 4, **given))
+        found.append(plan_of(tp=2, sequence_parallel=number % 2 > 0, **given))
+    return found
+
+
+@pytest.mark.parametrize("plan", every_combination(), ids=name_of)
+def test_every_combination_that_fits_is_the_run_of_one_process(plan: ParallelPlan) -> None:
+    assert_like_one_process("experts", plan, steps=1)
+
+
+@pytest.mark.parametrize("plan", every_schedule(), ids=name_of)
+def test_every_schedule_beside_another_axis_is_the_run_of_one_process(plan: ParallelPlan) -> None:
+    assert_like_one_process("llama", plan, steps=1)
 
 
 @pytest.mark.parametrize("plan", [plan_of(dp=2), plan_of(pp=2, schedule="zb_h1")], ids=name_of)

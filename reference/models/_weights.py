@@ -229,7 +229,7 @@ def load_llama2c(path: str | Path) -> tuple[ModelConfig, dict[str, np.ndarray]]:
         array = np.frombuffer(raw, "<f4", math.prod(shape), start).reshape(shape)
         start += array.nbytes
         if name.startswith(("self_attn.q", "self_attn.k")):
-            array = _half_split(array, H)
+            array = np.stack([half_split(rows, H) for rows in array])
         if name in ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"):
             weights[name] = array
         elif name != "cosines and sines":
@@ -237,8 +237,7 @@ def load_llama2c(path: str | Path) -> tuple[ModelConfig, dict[str, np.ndarray]]:
     return config, weights
 
 
-def _half_split(w_LQD: np.ndarray, head_width: int) -> np.ndarray:
-    """Move row 2r + i of each head to row i * H/2 + r."""
-    L, Q, D = w_LQD.shape
-    pairs_LNR2D = w_LQD.reshape(L, Q // head_width, head_width // 2, 2, D)
-    return pairs_LNR2D.swapaxes(2, 3).reshape(L, Q, D)
+def half_split(rows_QD: np.ndarray, head_width: int) -> np.ndarray:
+    """Move row 2r + i of each head to row i * H/2 + r, of a matrix or a bias."""
+    inner = rows_QD.shape[1:]
+    return rows_QD.reshape(-1, head_width // 2, 2, *inner).swapaxes(1, 2).reshape(rows_QD.shape)

@@ -1017,6 +1017,9 @@ def validate_here_command(
     timeline: Annotated[
         Path | None, typer.Option(help="With --training: what the last pipeline did, for Perfetto (.json or .json.gz).")
     ] = None,
+    speculation: Annotated[
+        bool, typer.Option("--speculation", help="Instead: speed-up of speculative decoding against the acceptance rate.")
+    ] = False,
     json_output: Json = False,
 ) -> None:
     """Calibrate this machine, predict runs of a real engine at several loads, run them, and compare (about 4 minutes)."""
@@ -1026,6 +1029,9 @@ def validate_here_command(
     for option, given in (("--plot", plot), ("--timeline", timeline)):
         if given is not None:
             raise InputError("validate here", option, str(given), "shows pipelines: needs --training")
+    if speculation:
+        validate_speculation_here(seed=seed, json_output=json_output)
+        return
     from llmlab.harness.validation.here import tables, validate_here
 
     with progress_bar("engine") as advance:
@@ -1039,6 +1045,19 @@ def validate_here_command(
             model=model,
             profile=profile,
         )
+    if json_output:
+        emit(result)
+    else:
+        for title, rows in tables(result):
+            show(title, rows)
+
+
+def validate_speculation_here(*, seed: int, json_output: bool) -> None:
+    """Speed-up of speculative decoding against the acceptance rate, on the real engine and predicted."""
+    from llmlab.harness.validation.speculation import tables, validate_speculation
+
+    with progress_bar("engine") as advance:
+        result = validate_speculation(seed=seed, progress=advance)
     if json_output:
         emit(result)
     else:

@@ -23,7 +23,7 @@ from torch import Tensor
 from llmlab.harness.runtime.sampling import Sampler, greedy
 from llmlab.reference.errors import InputError
 from llmlab.reference.serving._queue import Queue
-from llmlab.reference.serving._request import Batch, Request
+from llmlab.reference.serving._request import Batch, Request, Slice
 from llmlab.reference.serving.prefix_cache import block_hashes
 from llmlab.simulator.cost.batch import BatchShape
 
@@ -228,7 +228,9 @@ class Engine:
         forward_s = self.now() - before_s
         chosen = self._choose(batch, logits_RV)
         ended = self._hand_out(batch, chosen, start_s)
-        shape = BatchShape(tuple(batch.prefill), batch.decode_requests, batch.decode_context_tokens, batch.emitted)
+        shape = BatchShape(
+            tuple(batch.prefill), batch.decode_requests, batch.decode_context_tokens, batch.emitted, batch.draft_tokens
+        )
         duration_s = self.now() - start_s
         self.steps.append(Step(start_s, duration_s, duration_s - forward_s, shape, len(batch.preempted)))
         return ended
@@ -296,8 +298,8 @@ class Engine:
         ids: list[int] = []
         positions: list[int] = []
         for part in batch.slices:
-            tokens, start, end = self.progress[part.request.id].tokens, part.start, part.start + part.tokens
-            ids += tokens[start:end]
+            start, end = part.start, part.start + part.tokens
+            ids += self._tokens(part)
             positions += range(start, end)
         longest = max(len(part.request.blocks) for part in batch.slices)
         tables_RM = np.zeros((len(batch.slices), longest), dtype=np.int64)
@@ -312,35 +314,44 @@ class Engine:
             [part.start + part.tokens for part in batch.slices],
         )
 
-    def _choose(self, batch: Batch, logits_RV: Tensor) -> list[int]:
-        """One token for each slice that emits, in order."""
+    def _tokens(self, part: Slice) -> list[int]:
+        """The tokens a slice computes."""
+        return self.progress[part.request.id].tokens[part.start : part.start + part.tokens]
+
+    def _choose(self, batch: Batch, logits_RV: Tensor) -> list[list[int]]:
+        """The tokens that come out of each slice that emits, in order: one of each here."""
         rows = [row for row, part in enumerate(batch.slices) if part.emits]
         if not rows:
             return []
         if len(rows) < len(batch.slices):
             logits_RV = logits_RV[rows]
         steps = [(batch.slices[row].request.id, batch.slices[row].request.generated_tokens) for row in rows]
-        return self.sampler(logits_RV, steps)
+        return [[token] for token in self.sampler(logits_RV, steps)]
 
-    def _hand_out(self, batch: Batch, chosen: Sequence[int], start_s: float) -> list[Request]:
+    def _hand_out(self, batch: Batch, chosen: Sequence[Sequence[int]], start_s: float) -> list[Request]:
         """Append the tokens, tell the scheduler, stamp the times; return the requests that ended."""
         emitting = [part.request for part in batch.slices if part.emits]
         stopped = []
-        for request, token in zip(emitting, chosen):
+        came = []
+        for request, tokens in zip(emitting, chosen):
             progress = self.progress[request.id]
-            progress.tokens.append(token)
-            if token in progress.job.stop_ids:
-                stopped.append(request)
-            if self.scheduler.prefix_cache is not None and len(progress.tokens) % self.block_tokens == 0:
-                self._name_last_block(progress)
+            before = len(progress.tokens)
+            for token in tokens:
+                progress.tokens.append(token)
+                if self.scheduler.prefix_cache is not None and len(progress.tokens) % self.block_tokens == 0:
+                    self._name_last_block(progress)
+                if token in progress.job.stop_ids:
+                    stopped.append(request)
+                    break
+            came.append(len(progress.tokens) - before)
         ended = self.scheduler.complete(batch)
         for request in stopped:
             if request not in ended:
                 self.scheduler.finish(request)
                 ended.append(request)
         now = self.now()
-        for request in emitting:
-            self.progress[request.id].token_s.append(now)
+        for request, tokens in zip(emitting, came):
+            self.progress[request.id].token_s += [now] * tokens
         for part in batch.slices:
             progress = self.progress[part.request.id]
             if progress.scheduled_s is None:

@@ -121,6 +121,7 @@ class LlamaTorch:
         query_starts_R1: Sequence[int] | Tensor,
         block_tables_RM: Tensor,
         context_lengths_R: Sequence[int] | Tensor,
+        rows: Sequence[int] | None = None,
     ) -> Tensor:
         """Compute one step; write the new keys and values into the pools and return the last token's logits_RV.
 
@@ -131,12 +132,14 @@ class LlamaTorch:
             query_starts_R1: where each request's tokens begin in `ids_T`, and one more entry, T. A list avoids a device wait.
             block_tables_RM: ids of each request's blocks in token order; entries past its length are not read.
             context_lengths_R: tokens of each request in the cache after this step, its new tokens being the last of them.
+            rows: places in `ids_T` whose logits are wanted instead of each request's last, as guesses to be verified are.
         """
         ids_T, positions_T = ids_T.to(self.device), positions_T.to(self.device)
         starts, contexts = _numbers(query_starts_R1), _numbers(context_lengths_R)
         paged = _Paged(self, positions_T, cache, starts, block_tables_RM.to(self.device), contexts)
         x_TD = self._body(ids_T, positions_T, paged.attend)
-        return self._logits(x_TD[torch.tensor(starts[1:], device=self.device) - 1])
+        wanted = [end - 1 for end in starts[1:]] if rows is None else rows
+        return self._logits(x_TD[torch.tensor(wanted, device=self.device)])
 
     def logits(self, ids_BT: Tensor) -> Tensor:
         """Every position's logits_BTV of whole sequences, without a cache; differentiable."""

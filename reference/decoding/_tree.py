@@ -119,6 +119,23 @@ def as_tree(model: Step | TokenTree) -> TokenTree:
     return model if hasattr(model, "begin") else StepTree(model)  # type: ignore[return-value, arg-type]
 
 
+class TreeStep:
+    """A plain step over a tree, for decodings that go token by token. The state is the last node; it must be the latest."""
+
+    def __init__(self, tree: TokenTree) -> None:
+        self.tree = tree
+
+    def __call__(self, new: Sequence[int], node: int | None) -> tuple[np.ndarray, int]:
+        """Logits of the last new token, and its node."""
+        if node is None:
+            return self.tree.begin(new).logits[-1], 0
+        first = self.tree.size
+        scored = self.tree.score(new, [node, *range(first, first + len(new) - 1)])
+        last = self.tree.size - 1
+        self.tree.keep([last])
+        return scored.logits[-1], last
+
+
 @dataclass(frozen=True)
 class Draft:
     """Candidates for one call: node 0 is the text's last token, which no call has scored yet; the rest hang below it.

@@ -129,15 +129,20 @@ class SpeculativeDecoding(ChunkedPrefill):
             self._admit_waiting(batch)
         return batch
 
+    def accepted(self, part: Slice) -> int:
+        """How many of a slice's guesses hold, as drawn; an executor that runs a model asks the model instead."""
+        request, held = part.request, 0
+        while held < part.drafts and holds(self.seed, request.id, request.generated_tokens + held, self.acceptance):
+            held += 1
+        return held
+
     def complete(self, batch: Batch) -> list[Request]:
         """Keep the guesses up to the first that fails, drop the cache of the rest; return the requests that finished."""
         for part in batch.slices:
             request = part.request
             if not part.drafts or not request.blocks:
                 continue
-            first = request.generated_tokens
-            while part.accepted < part.drafts and holds(self.seed, request.id, first + part.accepted, self.acceptance):
-                part.accepted += 1
+            part.accepted = self.accepted(part)
             request.computed_tokens -= part.drafts - part.accepted  # what `Queue.complete` will add too much
             request.generated_tokens += part.accepted
         done = super().complete(batch)

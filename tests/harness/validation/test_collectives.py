@@ -11,6 +11,7 @@ from llmlab.harness.validation.collectives import Measured, errors, in_switch, p
 DATA = os.environ.get("LLMLAB_DATA", "")
 
 
+@pytest.mark.data
 @pytest.mark.skipif(not DATA, reason="needs LLMLAB_DATA")
 def test_measured_collectives_come_out_on_sizes_that_were_not_fitted():
     found = errors(Path(DATA))

@@ -1,6 +1,7 @@
 """Laws of links: closed forms where nothing contends, fair shares where it does, routes, bisections and bad files."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,9 @@ from llmlab.reference.parallel.collectives import collective, volume
 from llmlab.simulator.model.description import load_model
 from llmlab.simulator.training import topology as topology_module
 from llmlab.simulator.training.contention import Flow, max_min_rates
-from llmlab.simulator.training.network import TopologyNetwork
-from llmlab.simulator.training.plan import plan_of
+from llmlab.simulator.training.network import Network, TopologyNetwork
+from llmlab.simulator.training.operators import layer_cost
+from llmlab.simulator.training.plan import framework, plan_of
 from llmlab.simulator.training.programs import (
     ALGORITHMS,
     Phase,
@@ -306,3 +308,35 @@ def test_a_run_that_cannot_be_is_one_line(call, words):
     with pytest.raises(InputError, match=r"^[^\n]+$") as raised:
         call(one_switch())
     assert words in str(raised.value)
+
+
+def test_computing_loses_to_what_runs_beside_it_and_to_nothing_else():
+    model = load_model("openai/gpt3-13b")
+    plan = plan_of("megatron", dp=8, tp=8, global_batch=64, sequence=2048)
+
+    def seconds(share, overlap):
+        habits = replace(framework("megatron"), overlap_share={"other": share}, tp_overlap=overlap, dp_overlap=overlap)
+        return predict_step(model, plan, "a100", habits=habits).seconds
+
+    assert seconds(0.3, 0.0) == seconds(0.0, 0.0)
+    assert seconds(0.0, 0.9) < seconds(0.1, 0.9) < seconds(0.3, 0.9) < seconds(0.3, 0.0)
+
+
+@pytest.mark.parametrize("degrees", [{"ep": 2}, {"ep": 8}, {"tp": 2, "ep": 4}, {"tp": 4, "ep": 8}])
+def test_however_experts_are_dealt_a_replica_does_the_same_work(degrees):
+    model = load_model("mistralai/Mixtral-8x7B-v0.1")
+
+    def flops(**own):
+        plan = plan_of("megatron", **{"dp": 8, **own}, global_batch=8, sequence=2048)
+        return layer_cost(model, "H100-SXM-80GB", plan).flops * plan.tp
+
+    assert flops(**degrees) == pytest.approx(flops(), rel=0.01)
+
+
+def test_a_token_goes_to_each_node_once():
+    network = Network(8, 1e11, 1e10)
+    assert network.copies_beyond_node(8, 8) == 1.0
+    drawn = np.random.default_rng(0).permuted(np.tile(np.arange(256), (4000, 1)), axis=1)[:, :8]
+    nodes = [set((row // 64).tolist()) - {0} for row in drawn]  # 8 experts per rank, 8 ranks per node
+    copies = [int((row // 64 != 0).sum()) for row in drawn]
+    assert network.copies_beyond_node(8, 32) == pytest.approx(sum(map(len, nodes)) / sum(copies), rel=0.02)

@@ -41,7 +41,7 @@ def tiny(model_type: str, variants: Mapping[str, Mapping[str, Any]], **common: A
     return {name: {"model_type": model_type, **TINY, **common, **more} for name, more in variants.items()}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Architecture:
     """One family.
 

@@ -76,8 +76,14 @@ def hidden_states(
     config: ModelConfig, outside: Own, layers: Sequence[Own], ids_BT: np.ndarray, past: Cache | None = None
 ) -> tuple[np.ndarray, list[Seen]]:
     """Run the stack over new tokens, up to the final norm, which is not yet applied; return (x_BTD, present)."""
-    start = past[0][0].shape[1] if past else 0
-    x_BTD = embedded(config, outside, ids_BT, start)
+    x_BTD = embedded(config, outside, ids_BT, past[0][0].shape[1] if past else 0)
+    return run_layers(config, layers, x_BTD, past)
+
+
+def run_layers(
+    config: ModelConfig, layers: Sequence[Own], x_BTD: np.ndarray, past: Cache | None = None
+) -> tuple[np.ndarray, list[Seen]]:
+    """Run the stack over vectors, wherever they come from (tokens, pictures); return (x_BTD, present)."""
     present = []
     for layer, own in enumerate(layers):
         x_BTD, seen = block(config, own, x_BTD, past[layer] if past else None, layer=layer)

@@ -595,7 +595,7 @@ def simulate_train_command(
     from llmlab.simulator.hardware.device import load_device_sheet
     from llmlab.simulator.model.description import load_model
     from llmlab.simulator.training.failures import long_run
-    from llmlab.simulator.training.memory_over_time import fullest_of, memory_over_time
+    from llmlab.simulator.training.memory_over_time import by_layer, fullest_of, memory_over_time
     from llmlab.simulator.training.network import TopologyNetwork
     from llmlab.simulator.training.plan import dp_of, plan_of
     from llmlab.simulator.training.run_cost import run_cost, step_cost
@@ -640,6 +640,7 @@ def simulate_train_command(
     hours = failure_gpu_hours
     run = long_run(described.parameters, gpus, gpu_hours_apart=hours, **settings) if hours is not None else None
     more = {"energy": step_cost(step, gpu).to_json()} | ({"long_run": run} if run else {})
+    layers = by_layer(described, plan)[1]
     if tokens is not None:
         more["run"] = run_cost(step, gpu, tokens, run["useful"] if run else 1.0)
     varied = Variation(jitter, device_spread, parse_slow_ranks(slow_rank or ()), load_s=load_s, prefetch=prefetch)
@@ -657,7 +658,7 @@ def simulate_train_command(
             device = load_device_sheet(gpu)
             save_memory(fullest_of(held), device.hbm_bytes, f"{described.name} on {gpus} {device.name}", memory_plot)
     if json_output:
-        emit(step.to_json() | more)
+        emit(step.to_json() | {"memory_by_layer": layers} | more)
     else:
         titles = {
             "energy": "Energy and price of a step (an estimate)",
@@ -665,7 +666,8 @@ def simulate_train_command(
             "long_run": "A long run with failures",
             "steps": f"{steps} steps that differ",
         }
-        for title, rows in [*tables(step), *((titles[name], [row]) for name, row in more.items())]:
+        by_part = ("Of it, bytes of each layer and end", layers)
+        for title, rows in [*tables(step), by_part, *((titles[name], [row]) for name, row in more.items())]:
             show(title, rows)
 
 

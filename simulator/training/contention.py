@@ -1,13 +1,8 @@
 """Flows that share links, max-min fair, as a SimPy process. Units: bytes, seconds; the clock is integer nanoseconds.
 
 Every flow gets the largest rate that takes nothing from a flow with less: all rates grow together until a link is full, whose
-<<<<<<< HEAD
 flows stop there, the others grow on (progressive filling; Bertsekas and Gallager, Data Networks, section 6.5.2). Rates are
 set anew whenever a flow begins or ends, so a run is exact up to the rounding of ends to the next nanosecond.
-=======
-flows stop there, the others grow on (progressive filling; Bertsekas and Gallager, Data Networks, section 6.5.2). Rates are set
-anew whenever a flow begins or ends, so a run is exact up to the rounding of ends to the next nanosecond.
->>>>>>> 4d9c222 (Add ViT, CLIP, vector quantization, Flamingo's blocks and Whisper, equal to transformers)
 
 Order of ties: flows that begin at the same nanosecond are all there before rates are set; flows that end at the same nanosecond
 end in the order they were sent, and so do those who wait for them.

@@ -1,4 +1,4 @@
-"""A plan in the words of Megatron-LM (core 0.15), torchtitan (0.2) and DeepSpeed (0.18): launch flags and a configuration.
+"""A plan in the words of Megatron-LM (core 0.16), torchtitan (0.3) and DeepSpeed (0.19): launch flags and a configuration.
 
 What a framework has no switch for is said instead of left out: its line then begins with "cannot".
 """
@@ -100,8 +100,8 @@ def _torchtitan(plan: ParallelPlan) -> str:
         {
             f"has no pipeline schedule {plan.schedule}": plan.pp > 1 and plan.schedule not in TITAN_SCHEDULES,
             f"has no {plan.tensor} tensor parallelism": plan.tensor != "1d",
-            f"has no optimizer {plan.optimizer}": plan.optimizer != "adam",
-            f"does not compute in {plan.precision}": plan.precision in ("float16", "nvfp4"),
+            f"has no optimizer {plan.optimizer}": plan.optimizer not in ("adam", "muon"),
+            "does not compute in float16": plan.precision == "float16",
         }
     )
     if refused:
@@ -116,7 +116,6 @@ def _torchtitan(plan: ParallelPlan) -> str:
         "training.local_batch_size": plan.microbatch if plan.pp == 1 else plan.global_batch // plan.dp,
         "training.global_batch_size": plan.global_batch,
         "training.seq_len": plan.sequence,
-        "activation_checkpoint.mode": plan.recompute,
     }
     if plan.ep > 1:
         flags["parallelism.expert_parallel_degree"] = plan.ep
@@ -127,7 +126,10 @@ def _torchtitan(plan: ParallelPlan) -> str:
         flags["parallelism.pipeline_parallel_microbatch_size"] = plan.microbatch
     words = [f"--{name} {value}" for name, value in flags.items()]
     words += ["--training.enable_cpu_offload"] if plan.offload or plan.offload_weights else []
-    words += ["--model.converters quantize.linear.float8"] if plan.precision == "fp8" else []
+    words.append(f"activation-checkpoint:{plan.recompute}")
+    config = {"fp8": "Float8LinearConverter", "nvfp4": "NVFP4LinearConverter"}.get(plan.precision)
+    words += [f"(in the config: {config})"] if config else []
+    words += ["(in the config: optimizer DistMuon)"] if plan.optimizer == "muon" else []
     return " ".join(words)
 
 
@@ -137,6 +139,7 @@ def _deepspeed(plan: ParallelPlan) -> str:
             f"has no pipeline schedule {plan.schedule}": plan.pp > 1 and plan.schedule != "1f1b",
             f"does not combine ZeRO-{plan.zero_stage} with a pipeline": plan.pp > 1 and plan.zero_stage > 1,
             f"has no {plan.tensor} tensor parallelism": plan.tensor != "1d",
+            "shards over all data-parallel ranks": plan.shard_over > 0,
             f"does not compute in {plan.precision}": plan.precision in ("fp8", "nvfp4"),
         }
     )
@@ -147,8 +150,6 @@ def _deepspeed(plan: ParallelPlan) -> str:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
     if plan.offload_weights:
         zero["offload_param"] = {"device": "cpu", "pin_memory": True}
-    if plan.shard_over and plan.zero_stage == 3:
-        zero["mics_shard_size"] = plan.shard_over
     config: dict[str, Any] = {
         "train_batch_size": plan.global_batch,
         "train_micro_batch_size_per_gpu": plan.microbatch,

@@ -164,7 +164,8 @@ def by_layer(model: ModelDescription, plan: ParallelPlan, habits: Framework | No
             }
         )
     if momentary:
-        rows.append({"part": "layer computed again", "number": 1, "activations_bytes": momentary})
+        nothing = {f"{name}_bytes": 0.0 for name in ("weights", "gradients", "optimizer")}
+        rows.append({"part": "layer computed again", "number": 1, **nothing, "activations_bytes": momentary})
     return rank, rows
 
 

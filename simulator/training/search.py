@@ -111,11 +111,27 @@ class Choices:
 OFFLOADS: Mapping[str, tuple[bool, bool]] = {"none": (False, False), "optimizer": (True, False), "all": (True, True)}
 """What lives in host memory: (optimizer state, weights)."""
 
-Sizes = tuple[int, int, int, int, int, int]
+SIZES = ("dp", "tp", "pp", "cp", "ep", "microbatch", "tensor_depth")
+Sizes = tuple[int, int, int, int, int, int, int]
+
+
+def grids_of(model: ModelDescription, gpus: int, global_batch: int, sequence: int, name: str) -> Iterator[Sizes]:
+    """The same where the framework shares matrices on grids or cubes, which may span nodes."""
+    for tp, depth in [(ranks, depth) for ranks in divisors(gpus) for depth in divisors(ranks)]:
+        for pp in divisors(gpus // tp, model.layers):
+            dp = gpus // (tp * pp)
+            for microbatch in divisors(global_batch // dp, MOST_MICROBATCH) if global_batch % dp == 0 else ():
+                sizes = {"dp": dp, "tp": tp, "pp": pp, "microbatch": microbatch, "tensor_depth": depth}
+                plan = plan_of(name, **sizes, global_batch=global_batch, sequence=sequence, schedule="gpipe", zero_stage=0)
+                try:
+                    plan.check(model)
+                except InputError:
+                    continue
+                yield dp, tp, pp, 1, 1, microbatch, depth
 
 
 def sizes_of(model: ModelDescription, device: Device, gpus: int, global_batch: int, sequence: int) -> Iterator[Sizes]:
-    """Every (dp, tp, pp, cp, ep, microbatch) that divides; tensor parallelism stays within a node."""
+    """Every (dp, tp, pp, cp, ep, microbatch, tensor_depth) that divides; tensor parallelism stays within a node."""
     c = model.config
     for tp in divisors(gpus, device.devices_per_node):
         if c.num_attention_heads % tp or (not c.latent and c.num_key_value_heads % tp and tp % c.num_key_value_heads):
@@ -130,7 +146,7 @@ def sizes_of(model: ModelDescription, device: Device, gpus: int, global_batch: i
                 experts = [e for e in divisors(c.num_experts) if (dp * tp * cp) % e == 0] if c.is_moe else [1]
                 sizes = [m for m in divisors(global_batch // dp) if m & (m - 1) == 0 and m <= MOST_MICROBATCH]
                 for ep, microbatch in product(experts, sizes):
-                    yield dp, tp, pp, cp, ep, microbatch
+                    yield dp, tp, pp, cp, ep, microbatch, 1
 
 
 def shapes_of(schedules: Sequence[str], layers: int, pp: int, microbatches: int) -> list[tuple[str, int]]:
@@ -179,19 +195,20 @@ def plan_space(
     ]  # where scores are never written, selective recomputation is none
     coders: dict[str, dict[Any, int]] = {}
     columns: dict[str, list[np.ndarray]] = {}
-    for sizes in sizes_of(model, device, gpus, global_batch, sequence):
-        dp, tp, pp, cp, _, microbatch = sizes
+    lines = habits.tensor == "1d"
+    found = sizes_of(model, device, gpus, global_batch, sequence)
+    for sizes in found if lines else grids_of(model, gpus, global_batch, sequence, habits.name):
+        dp, tp, pp, cp, _, microbatch, _ = sizes
         shapes = shapes_of(choices.schedules, model.layers, pp, global_batch // (dp * microbatch))
         axes = (
             (("schedule", "virtual_stages"), shapes),
             (("zero_stage", "shard_over", "offload", "offload_weights"), shardings_of(dp, cp, choices.offload)),
             (("recompute",), [(r,) for r in recompute]),
-            (("sequence_parallel",), [(s,) for s in (choices.sequence_parallel if tp > 1 else (False,))]),
+            (("sequence_parallel",), [(s,) for s in (choices.sequence_parallel if tp > 1 and lines else (False,))]),
             (("precision",), [(p,) for p in choices.precisions]),
         )
         count = math.prod(len(options) for _, options in axes)
-        names = ("dp", "tp", "pp", "cp", "ep", "microbatch")
-        for name, value in zip(names, sizes):
+        for name, value in zip(SIZES, sizes):
             code = coders.setdefault(name, {}).setdefault(value, len(coders[name]))
             columns.setdefault(name, []).append(np.full(count, code))
         inner = count
@@ -202,7 +219,7 @@ def plan_space(
                 codes = np.array([coder.setdefault(option[place], len(coder)) for option in options], dtype=np.int64)
                 columns.setdefault(name, []).append(np.tile(np.repeat(codes, inner), count // max(1, inner * len(options))))
     fixed = plan_of(habits.name, global_batch=global_batch, sequence=sequence, optimizer=choices.optimizer)
-    values = {item.name: (getattr(fixed, item.name),) for item in fields(fixed)} | {"tensor": ("1d",)}
+    values = {item.name: (getattr(fixed, item.name),) for item in fields(fixed)}
     values |= {name: tuple(coder) for name, coder in coders.items()}
     joined = {name: np.concatenate(parts) for name, parts in columns.items()}
     total = len(joined["dp"]) if joined else 0

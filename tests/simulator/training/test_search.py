@@ -45,6 +45,16 @@ def test_the_winner_is_the_quickest_of_all_that_fit():
     assert 0 < result.considered - result.too_big == len(fitting) < result.considered
 
 
+@pytest.mark.parametrize("name", ["colossalai-2d", "colossalai-2.5d", "colossalai-3d"])
+def test_a_framework_of_grids_is_searched_on_grids(name):
+    plans = list(candidates(MODEL, load_device_sheet("a100"), 16, 64, 2048, name=name))
+    assert len(plans) == len(set(plans)) > 10
+    for plan in plans:
+        plan.check(MODEL)
+        assert f"colossalai-{plan.tensor}" == name
+    assert search(MODEL, "a100", 16, 64, 2048, name=name, keep=1).best[0].plan.tensor in name
+
+
 def test_a_mixture_of_experts_is_spread_over_devices():
     model = load_model("Qwen/Qwen3-30B-A3B")
     plans = list(candidates(model, load_device_sheet("h100"), 16, 32, 4096, choices=Choices(schedules=("1f1b",))))
@@ -97,7 +107,9 @@ def test_flags_carry_every_degree_of_a_plan_the_framework_can_run():
         ({"optimizer": "muon"}, "megatron-lm", "--optimizer muon"),
         ({"zero_stage": 3, "shard_over": 2}, "torchtitan", "--parallelism.data_parallel_replicate_degree 2"),
         ({"schedule": "zb-v", "pp": 2}, "torchtitan", "ZBVZeroBubble"),
-        ({"precision": "fp8"}, "torchtitan", "float8"),
+        ({"precision": "fp8"}, "torchtitan", "Float8LinearConverter"),
+        ({"recompute": "full"}, "torchtitan", "activation-checkpoint:full"),
+        ({"zero_stage": 3, "shard_over": 2}, "deepspeed", "cannot: shards over all data-parallel ranks"),
         ({"zero_stage": 3, "offload": True, "offload_weights": True}, "deepspeed", "offload_param"),
         ({"schedule": "chimera", "pp": 2}, "megatron-lm", "cannot: has no pipeline schedule chimera"),
         ({"tensor": "2d", "tp": 4}, "torchtitan", "cannot: has no 2d tensor parallelism"),

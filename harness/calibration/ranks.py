@@ -179,8 +179,7 @@ def _hand_over(peers: CountedPeers, size: int) -> float:
     part, other, first = torch.zeros(size // 4), 1 - peers.rank, peers.rank == 0
 
     def there_and_back() -> None:
-        if first:
-            work = dist.isend(part, other)
+        work: Any = dist.isend(part, other) if first else None
         came = torch.empty_like(part)
         dist.recv(came, other)
         if not first:

@@ -176,7 +176,7 @@ class Pipeline:
         key, part, at = (stage, microbatch), self.parts[stage], self.schedule.part_of(stage)
         last = at == self.schedule.depth - 1
         if at:
-            came = self.mail.receive("F", stage, microbatch, stage - 1, self.shape).requires_grad_()
+            came = self._receive("F", stage, microbatch, stage - 1).requires_grad_()
         else:
             came = ids_MBT[microbatch]
         tape = Tape()
@@ -197,7 +197,7 @@ class Pipeline:
         kind, stage, microbatch = action
         key, part, at = (stage, microbatch), self.parts[stage], self.schedule.part_of(stage)
         last = at == self.schedule.depth - 1
-        dy = None if last else self.mail.receive("B", stage, microbatch, stage + 1, self.shape)
+        dy = None if last else self._receive("B", stage, microbatch, stage + 1)
         flight, newest = self.flying[key], [bucket.flat for bucket in part.buckets.values()]
         if not self.schedule.flush:
             self._use(part, flight.flats)
@@ -215,6 +215,10 @@ class Pipeline:
         self._note(action, started)
         if at:
             self.mail.send(dx, "B", stage - 1, microbatch)
+
+    def _receive(self, kind: str, stage: int, microbatch: int, sender: int) -> Tensor:
+        """What another stage made; on the CPU, where this trainer computes even beside GPUs."""
+        return self.mail.receive(kind, stage, microbatch, sender, self.shape).cpu()
 
     def _weights(self, key: tuple[int, int]) -> None:
         """W: the gradients of weights that are still on the tape."""

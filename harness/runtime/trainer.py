@@ -429,7 +429,7 @@ def order_of_sums(plan: ParallelPlan) -> Order | None:
     >>> order_of_sums(ParallelPlan(dp=2, global_batch=4)), order_of_sums(ParallelPlan(dp=2, global_batch=4, zero_stage=2))
     ([[0, 1], [2, 3]], [[0, 2], [1, 3]])
     >>> order_of_sums(ParallelPlan(pp=2, global_batch=4, schedule="chimera"))
-    [[0, 2], [1, 3]]
+    [[0, 1], [2, 3]]
     """
     schedule, count = schedule_of(plan), plan.microbatches
     chains: dict[int, list[int]] = {}

@@ -20,7 +20,7 @@ def roundings(config: ModelConfig, plan: ParallelPlan, steps: int = 1) -> int:
     """Terms of all sums that follow each other in one step: forward, twice as many backward, and the tokens of the batch.
 
     >>> roundings(ModelConfig("one", "llama", 2, 2, 1, 1, 1, 2, vocab_size=3), ParallelPlan(sequence=4))
-    91
+    97
     """
     D, H, T = config.hidden_size, config.head_dim, plan.sequence
     inner = config.moe_intermediate_size + config.num_experts_per_tok if config.is_moe else config.intermediate_size

@@ -1,5 +1,7 @@
 import itertools
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -117,3 +119,13 @@ def test_a_warm_allocator_gives_large_outputs_pages_it_already_has():
         for _ in range(3):
             call()
         assert (timing.minor_faults() - before) / 3 < 0.05 * (64 << 20) / 4096
+
+
+def test_work_of_a_living_child_is_the_familys_own():
+    pytest.importorskip("psutil", reason="needs psutil")
+    spin = "import time\nwhile time.process_time() < 0.3: pass\nprint('spun', flush=True)\ninput()"
+    before = timing.family_seconds()
+    with subprocess.Popen([sys.executable, "-c", spin], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout.readline() == "spun\n"
+        assert timing.family_seconds() - before >= 0.25
+        child.communicate("\n")

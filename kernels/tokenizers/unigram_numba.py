@@ -60,7 +60,7 @@ def _build(letters, starts, numbers):
     queue, head, tail = np.empty((letters.size + 2, 4), np.int64), 0, 1  # node, first piece, beyond last piece, depth
     queue[0, 0], queue[0, 1], queue[0, 2], queue[0, 3] = 0, 0, numbers.size, 0
     checks[0] = 0
-    free = 1
+    free, crowded = 257, 257  # below, letters could not be reached from a base of at least 1; few gaps lie before `crowded`
     children = np.empty((257, 2), np.int64)
     while head < tail:
         node, first, last, depth = queue[head, 0], queue[head, 1], queue[head, 2], queue[head, 3]
@@ -80,9 +80,11 @@ def _build(letters, starts, numbers):
         children[count, 1] = last
         while checks[free] >= 0:
             free += 1
-        base = max(1, free - children[0, 0])
+        crowded = max(crowded, free)
+        first_base = (free if count == 1 else crowded) - children[0, 0]
+        base = first_base
         while True:
-            if base + 257 > checks.size:
+            if base + 513 > checks.size:
                 bases, checks, ids = _doubled(bases, 0), _doubled(checks, -1), _doubled(ids, -1)
             fits = True
             for i in range(count):
@@ -92,6 +94,8 @@ def _build(letters, starts, numbers):
             if fits:
                 break
             base += 1
+        if base - first_base > 64:
+            crowded = base + children[0, 0]
         bases[node] = base
         for i in range(count):
             child = base + children[i, 0]

@@ -39,7 +39,7 @@ def head_width(H: int) -> int:
     return max(triton.next_power_of_2(H), IN_ONE_TILE)
 
 
-def forward_tiles(dtype: torch.dtype, H: int, rows: int) -> Tiles:
+def forward_tiles(dtype: torch.dtype, H: int, rows: int, *, biased: bool = False) -> Tiles:
     """Tile of the forward kernel: 128 rows for tensor cores' widest instruction; few rows for decode."""
     if INTERPRETED:
         return Tiles(IN_ONE_TILE, IN_ONE_TILE, 4, 1)
@@ -47,6 +47,8 @@ def forward_tiles(dtype: torch.dtype, H: int, rows: int) -> Tiles:
         return Tiles(max(triton.next_power_of_2(rows), IN_ONE_TILE), 64 if H <= 128 else 32, 4, 2)
     if dtype == torch.float32:
         return Tiles(64, 32, 4, 2)
+    if biased and H > 64:
+        return Tiles(64, 64, 8, 2)  # the tile of bias takes registers too
     return Tiles(128, 64 if H <= 128 else 32, 8, 3 if H <= 128 else 2)  # wider tiles spill registers
 
 
@@ -92,7 +94,7 @@ def forward(
     out, lse = torch.zeros_like(q), q.new_full((U, K, G), -math.inf, dtype=torch.float32)
     if q.numel() == 0 or k.numel() == 0 or longest == 0:
         return out, lse
-    tiles = forward_tiles(q.dtype, H, longest * G)
+    tiles = forward_tiles(q.dtype, H, longest * G, biased=bias_KTS is not None)
     part_out, part_lse = out, lse
     if splits > 1:
         part_out = q.new_zeros((splits, U, K, G, H), dtype=torch.float32)
@@ -428,7 +430,7 @@ def forward_ahead(
     masked: bool = False,
 ) -> Ahead:
     """The forward kernel as `forward` launches it for bf16 or fp16 inputs of this head width on a GPU."""
-    tiles = forward_tiles(torch.bfloat16, H, rows)
+    tiles = forward_tiles(torch.bfloat16, H, rows, biased=masked)
     partial = "*fp32" if splits > 1 else f"*{dtype}"
     return Ahead(
         _forward,

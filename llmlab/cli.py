@@ -119,6 +119,50 @@ def check_command(
         raise typer.Exit(1)
 
 
+@app.command("evaluate")
+def evaluate_command(
+    models: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Folders with config.json, safetensors and tokenizer, or llama2.c .bin files with a .model beside.",
+            metavar="MODEL...",
+        ),
+    ],
+    scenarios: Annotated[
+        Path | None,
+        typer.Option(help="YAML of scenarios: lists of [text, [right, wrong, ...]]; the shipped ones if not given."),
+    ] = None,
+    text: Annotated[Path | None, typer.Option(help="A text file: also bits per byte of it.")] = None,
+    seed: Annotated[int, typer.Option(help="Of perturbations, intervals and untrained weights.")] = 0,
+    json_output: Json = False,
+) -> None:
+    """Ask models multiple-choice questions, also with typos and in dialect; accuracy, worst case, calibration, win rates.
+
+    Beside them stand each model with untrained weights and the frequencies of letters.
+    """
+    from llmlab.harness.evaluation.models import letter_frequencies, load_model, untrained
+    from llmlab.harness.evaluation.multiple_choice import SHIPPED, evaluate, read_scenarios
+    from llmlab.simulator.workload.text import read_text
+
+    questions = read_scenarios(scenarios or SHIPPED)
+    passage = None if text is None else read_text(text)
+    loaded = [load_model(path) for path in models]
+    asked = [*loaded, *(untrained(model, seed) for model in loaded), letter_frequencies()]
+    with progress_bar("asking") as advance:
+        result = evaluate(asked, questions, seed=seed, progress=advance)
+    if passage is not None:
+        result["bits_per_byte"] = [
+            {"model": model.name, "bits_per_byte": model.bits_per_byte(passage)} for model in asked[: 2 * len(loaded)]
+        ]
+    if json_output:
+        emit(result)
+        return
+    show(f"{len(questions)} scenarios", result["rows"])
+    show("Mean win rates", result["models"])
+    if passage is not None:
+        show(f"Bits per byte of {text}", result["bits_per_byte"])
+
+
 @app.command("bench")
 def bench_command(
     ids: Ids = None,

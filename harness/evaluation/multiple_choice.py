@@ -152,7 +152,7 @@ def evaluate(
 
     A row is a model in a scenario: accuracy with its 95 % interval, the worst case over typos, case, spacing and contractions
     (`robust`) and over dialect and gender (`fair`), calibration error and Brier score of the stated probabilities, what chance
-    gives. A line of models has the mean win rates of each (NaN where there is one model alone).
+    gives. A line of models has the mean win rates of each (None where there is one model alone).
 
     Raises:
         ValueError: no models or no scenarios.
@@ -196,7 +196,10 @@ def evaluate(
         for key in ("accuracy", "robust", "fair")
     }
     models = [
-        {"model": scorer.name, **{f"{key}_win_rate": float(rate_M[m]) for key, rate_M in rates.items()}}
+        {
+            "model": scorer.name,
+            **{f"{key}_win_rate": None if np.isnan(rate_M[m]) else float(rate_M[m]) for key, rate_M in rates.items()},
+        }
         for m, scorer in enumerate(scorers)
     ]
     return {"rows": rows, "models": models, "seed": seed}

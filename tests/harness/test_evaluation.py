@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from llmlab.cli import main
+from llmlab.harness.evaluation.models import letter_frequencies, load_model, untrained
 from llmlab.harness.evaluation.multiple_choice import LanguageModel, Letters, Question, ask, evaluate, read_scenarios
 from llmlab.reference.errors import InputError
-from llmlab.reference.models._weights import load_llama2c, random_weights
+from llmlab.reference.models._config import ModelConfig
+from llmlab.reference.models._weights import random_weights
 from llmlab.reference.models.llama import llama, tiny_config
+from llmlab.reference.tokenizers._byte_level import byte_alphabet
 
 TINY = tiny_config("llama-2")
 WEIGHTS = random_weights(TINY, np.random.default_rng(0), std=0.2)
@@ -113,24 +118,58 @@ def test_nothing_to_ask_is_refused() -> None:
 
 @pytest.mark.data
 def test_a_trained_model_beats_its_untrained_self(data: Path) -> None:
-    sentencepiece = pytest.importorskip("sentencepiece", reason="needs sentencepiece")
-    folder = data / "weights" / "tinyllamas"
-    config, weights = load_llama2c(folder / "stories260K.bin")
-    pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tok512.model"))
-    drawn = random_weights(config, np.random.default_rng(0))
-
-    def model(name: str, own: dict[str, np.ndarray]) -> LanguageModel:
-        return LanguageModel(name, lambda ids: llama(config, own, ids), lambda text: [1, *pieces.encode(text)], 512)
-
-    trained, untrained = model("trained", weights), model("untrained", drawn)
-    found = evaluate([trained, Letters.of((folder / "expected_greedy_200.txt").read_text())], read_scenarios())
+    trained = load_model(data / "weights" / "tinyllamas" / "stories260K.bin")
+    found = evaluate([trained, letter_frequencies()], read_scenarios())
     assert next(line["accuracy_win_rate"] for line in found["models"]) == 1.0
     for row in found["rows"]:
-        if row["model"] == "trained":
+        if row["model"] == trained.name:
             assert row["low"] > row["chance"], row
     text = "Once upon a time, there was a little girl named Lily. She loved to play outside in the park."
-    assert trained.bits_per_byte(text) < 0.4 * untrained.bits_per_byte(text)
+    assert trained.bits_per_byte(text) < 0.4 * untrained(trained, 0).bits_per_byte(text)
 
 
 def test_ask_scores_every_choice() -> None:
     assert ask(TINY_MODEL, QUESTIONS[0]).shape == (2,)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model as Hugging Face publishes it: config.json, safetensors, tokenizer.json."""
+    numpy_format = pytest.importorskip("safetensors.numpy", reason="needs safetensors")
+    folder = tmp_path_factory.mktemp("models") / "small"
+    folder.mkdir()
+    sizes = {"hidden_size": 24, "intermediate_size": 29, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 300}
+    facts = {"model_type": "llama", "max_position_embeddings": 64, "bos_token_id": 256, **sizes}
+    (folder / "config.json").write_text(json.dumps(facts))
+    config = ModelConfig.from_json(folder)
+    numpy_format.save_file(random_weights(config, np.random.default_rng(1), std=0.2), folder / "model.safetensors")
+    vocabulary = {character: number for number, character in enumerate(byte_alphabet())}
+    model = {"type": "BPE", "vocab": vocabulary, "merges": []}
+    bytewise = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    tokenizer = {"version": "1.0", "added_tokens": [], "model": model, "pre_tokenizer": bytewise, "decoder": bytewise}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    return folder
+
+
+def test_a_published_folder_is_asked_from_the_command_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.yaml").write_text('s: [["It is not", [" so", " late"]], ["Go", [" on", " off"]]]')
+    (tmp_path / "text.txt").write_text("Once upon a time.")
+    arguments = [str(folder), "--scenarios", str(tmp_path / "mine.yaml"), "--text", str(tmp_path / "text.txt"), "--json"]
+    assert main(["evaluate", *arguments]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [line["model"] for line in found["models"]] == ["small", "small, untrained", "letter frequencies"]
+    assert len(found["rows"]) == 3
+    assert all(4 < line["bits_per_byte"] < 16 for line in found["bits_per_byte"])
+
+
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_an_incomplete_folder_ends_with_one_line(
+    missing: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in folder.iterdir():
+        if path.name != missing:
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    assert main(["evaluate", str(tmp_path)]) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1

@@ -118,6 +118,14 @@ class ModelDescription:
 
     config: ModelConfig
 
+    @cached_property
+    def _hash(self) -> int:
+        return hash(self.config)
+
+    def __hash__(self) -> int:
+        """That of the architecture, computed once: descriptions are keys of many caches."""
+        return self._hash
+
     @property
     def name(self) -> str:
         """Preset name or path."""

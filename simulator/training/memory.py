@@ -203,36 +203,49 @@ def activation_piece(setting: Setting, plan: ParallelPlan) -> tuple[float, ...]:
     return kept, momentary, mask, logits, 4.0 * tokens * c.hidden_size * width_bytes(plan.precision)
 
 
-STATE_FIELDS = ("dp", "tp", "pp", "cp", "ep", "zero_stage", "shard_over", "precision", "optimizer", "schedule")
+@piece("tp", "pp", "ep", "schedule", "tensor_depth")
+def weights_piece(setting: Setting, plan: ParallelPlan) -> tuple[float, ...]:
+    """Dense weights and those of experts (`stage_weights`) of the stages looked at."""
+    return tuple(value for stage in looked_at(plan.pp) for value in stage_weights(setting.model, plan, stage))
 
 
-def state_bytes(setting: Setting, plan: ParallelPlan, stage: int) -> tuple[float, ...]:
-    """Bytes a rank of a stage holds whatever runs: weights, gradients, optimizer, and buffers of gathered weights.
+SHARING = ("dp", "tp", "cp", "ep", "zero_stage", "shard_over", "schedule")
+"""Fields that say over how many ranks anything is shared out."""
+
+
+@piece(*SHARING, "precision", "optimizer", "offload", "offload_weights", "tensor_depth")
+def state_piece(setting: Setting, plan: ParallelPlan) -> tuple[float, ...]:
+    """Bytes per weight and the ranks dense weights and experts are shared over, of weights, gradients and optimizer state.
 
     Mixed precision with Adam is 16 bytes per weight: 2 weights, 2 gradients, 12 for master weights and two moments
-    (arXiv:1910.02054, section 3.1); 18 where gradients are summed in float32.
+    (arXiv:1910.02054, section 3.1); 18 where gradients are summed in float32. The last is the buffers of gathered weights.
     """
     model, habits, c = setting.model, setting.habits, setting.model.config
-    dense, experts = stage_weights(model, plan, stage)
     groups, expert_groups = sharding_ranks(plan)
-    item = item_bytes(plan.precision)
-
-    def shared(per_weight: float, from_stage: int) -> float:
-        over, expert_over = (groups, expert_groups) if plan.zero_stage >= from_stage else (1, 1)
-        return per_weight * (dense / over + experts / expert_over)
-
+    item, whole = item_bytes(plan.precision), width_bytes(plan.precision)
     buffers = 0.0
     if plan.zero_stage == 3:
         layer_dense, layer_experts = layer_weights(model)
         largest = max(layer_dense + layer_experts, c.vocab_size * c.hidden_size / FSDP_GATHERED_LAYERS) / plan.tp
         buffers = FSDP_GATHERED_LAYERS * largest * plan.tensor_depth * (item + habits.reduce_bytes / 2.0)
-    weights = 0.0 if plan.offload_weights else shared(item, 3)
-    whole = width_bytes(plan.precision)
-    gradients = shared(whole if plan.zero_stage == 3 else habits.gradient_bytes, 2)
-    if plan.offload_weights:
-        gradients = 0.0
+    gradients = whole if plan.zero_stage == 3 else habits.gradient_bytes
     state = optimizer_bytes(model, plan.optimizer) + (4.0 if whole == 2.0 else 0.0)
-    return weights, gradients, 0.0 if plan.offload else shared(state, 1), buffers
+    found: list[float] = []
+    for per_weight, from_stage in (
+        (0.0 if plan.offload_weights else item, 3),
+        (0.0 if plan.offload_weights else gradients, 2),
+        (0.0 if plan.offload else state, 1),
+    ):
+        over = (groups, expert_groups) if plan.zero_stage >= from_stage else (1, 1)
+        found += [per_weight, *map(float, over)]
+    return *found, buffers
+
+
+def state_bytes(state: Sequence[Any], weights: Sequence[Any]) -> tuple[Any, ...]:
+    """Weights, gradients, optimizer and buffers of gathered weights of a stage, from the two pieces above."""
+    dense, experts = weights
+    parts = [state[at] * (dense / state[at + 1] + experts / state[at + 2]) for at in (0, 3, 6)]
+    return *parts, state[9]
 
 
 def held_counts(setting: Setting, plan: ParallelPlan, stage: int) -> tuple[float, ...]:
@@ -257,12 +270,6 @@ def held_counts(setting: Setting, plan: ParallelPlan, stage: int) -> tuple[float
 def looked_at(pp: int) -> tuple[int, ...]:
     """Stages one of which is the fullest: both ends, the second, and the one before the middle (where Chimera's ways meet)."""
     return 0, min(1, pp - 1), max(0, pp // 2 - 1), pp - 1
-
-
-@piece(*STATE_FIELDS, "offload", "offload_weights", "tensor", "tensor_depth")
-def state_piece(setting: Setting, plan: ParallelPlan) -> tuple[float, ...]:
-    """`state_bytes` of the stages looked at."""
-    return tuple(value for stage in looked_at(plan.pp) for value in state_bytes(setting, plan, stage))
 
 
 @piece("schedule", "pp", "microbatches", "virtual_stages", "recompute")
@@ -290,13 +297,14 @@ def memory_parts(
 
 def fullest(get: Get, habits: Framework, xp: Any) -> tuple[Any, tuple[Any, ...]]:
     """Which of the stages looked at needs most, and its parts; for one plan or for arrays of them."""
-    states, (passes_on, *counts), activation = get(state_piece), get(held_piece), get(activation_piece)
+    state, weights, activation = get(state_piece), get(weights_piece), get(activation_piece)
+    passes_on, *counts = get(held_piece)
     where: Any = 0
     most: Any = None
     best: tuple[Any, ...] = ()
     for number in range(len(looked_at(1))):
-        one = slice(4 * number, 4 * number + 4)
-        parts = memory_parts(states[one], counts[one], activation, passes_on, habits)
+        own = state_bytes(state, weights[2 * number : 2 * number + 2])
+        parts = memory_parts(own, counts[4 * number : 4 * number + 4], activation, passes_on, habits)
         total = sum_of(parts)
         if most is None:
             most, best = total, parts
@@ -325,7 +333,8 @@ def rank_memory(model: ModelDescription, plan: ParallelPlan, stage: int = 0, hab
     16.0
     """
     setting = _setting(model, plan, habits)
-    state, held = state_bytes(setting, plan, stage), held_counts(setting, plan, stage)
+    state = state_bytes(state_piece.function(setting, plan), stage_weights(model, plan, stage))
+    held = held_counts(setting, plan, stage)
     activation = activation_piece.function(setting, plan)
     return RankMemory(*memory_parts(state, held, activation, float(plan.pp > 1), setting.habits))
 

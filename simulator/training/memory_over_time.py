@@ -25,7 +25,9 @@ from llmlab.simulator.training.memory import (
     layer_weights,
     memory_parts,
     rank_memory,
+    stage_weights,
     state_bytes,
+    state_piece,
 )
 from llmlab.simulator.training.pieces import Setting
 from llmlab.simulator.training.pipeline_time import BOTH_WAYS, FOLDED, in_flight
@@ -95,7 +97,8 @@ def fullest_of(series: Sequence[RankSeries]) -> RankSeries:
 
 
 def _series(setting: Setting, plan: ParallelPlan, timeline: Timeline, rank: int) -> RankSeries:
-    state, activation = state_bytes(setting, plan, rank), activation_piece.function(setting, plan)
+    state = state_bytes(state_piece.function(setting, plan), stage_weights(setting.model, plan, rank))
+    activation = activation_piece.function(setting, plan)
     layers, at_embedding, with_logits, versions = held_counts(setting, plan, rank)
     changes = [(0, 0.0, 0), *_changes(timeline, rank)]
     when = np.array([at for at, _, _ in changes], dtype=np.int64)

@@ -60,6 +60,13 @@ class Plans:
         """One field of one of them."""
         return self.values[name][self.codes[name][number] if name in self.codes else 0]
 
+    def listed(self, name: str, numbers: np.ndarray) -> list[Any]:
+        """One field of those with these numbers."""
+        values = self.values[name]
+        if name not in self.codes:
+            return [values[0]] * len(numbers)
+        return [values[code] for code in self.codes[name][numbers].tolist()]
+
     def take(self, numbers: np.ndarray | slice) -> Plans:
         """Those with these numbers."""
         codes = {name: column[numbers] for name, column in self.codes.items()}
@@ -122,15 +129,24 @@ def _gather(setting: Setting, plans: Plans, piece: Piece, known: Known) -> tuple
             codes = codes * len(plans.values[name]) + plans.codes[name]
             size *= len(plans.values[name])
     first, which = distinct(codes, size)
+    columns = [plans.listed(name, first) for name in piece.fields]
     rows = []
-    for number in first:
-        key = (piece, *(plans.value(name, number) for name in piece.fields))
+    for values in zip(*columns):
+        key = (piece, *values)
         if key not in known:
-            known[key] = piece.function(setting, plans.plan(number))
+            known[key] = piece.function(setting, _with(piece.fields, values))
         rows.append(known[key])
     if len(rows) == 1:
         return rows[0]
     return tuple(np.array(column)[which] for column in zip(*rows))
+
+
+def _with(names: tuple[str, ...], values: tuple[Any, ...]) -> ParallelPlan:
+    """A plan with these fields; the others do not matter to the piece that asks."""
+    given = dict(zip(names, values))
+    if "microbatches" in given:
+        given["global_batch"] = given.pop("microbatches")
+    return ParallelPlan(**given)
 
 
 @dataclass(frozen=True)

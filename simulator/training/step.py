@@ -12,6 +12,7 @@ from llmlab.simulator.cost.curves import FLOATS
 from llmlab.simulator.hardware.device import Device, load_device_sheet
 from llmlab.simulator.model.description import Gemm, ModelDescription
 from llmlab.simulator.training.memory import (
+    SHARING,
     RankMemory,
     check_memory,
     fullest_rank,
@@ -19,6 +20,7 @@ from llmlab.simulator.training.memory import (
     optimizer_bytes,
     sharding_ranks,
     stage_weights,
+    weights_piece,
     width_bytes,
 )
 from llmlab.simulator.training.network import Network
@@ -383,23 +385,29 @@ def data_piece(setting: Setting, plan: ParallelPlan) -> tuple[float, ...]:
     return seconds, 0.0, each
 
 
-@piece("dp", "tp", "pp", "cp", "ep", "zero_stage", "shard_over", "schedule", "optimizer", "offload", "tensor_depth")
-def optimizer_piece(setting: Setting, plan: ParallelPlan) -> tuple[float, ...]:
-    """Seconds of one update of the weights: the states moved through memory, and Muon's products."""
+@piece(*SHARING, "pp", "optimizer", "offload")
+def update_piece(setting: Setting, plan: ParallelPlan) -> tuple[float, ...]:
+    """Ranks that share an update of dense weights, and of experts; seconds per weight; seconds of Muon's products."""
     model, device = setting.model, setting.device
-    dense, experts = stage_weights(model, plan, 0)
-    groups, expert_groups = sharding_ranks(plan)
-    over, expert_over = (groups, expert_groups) if plan.zero_stage else (1, 1)
-    updated = dense / over + experts / expert_over
-    moved = (16.0 + 2.0 * optimizer_bytes(model, plan.optimizer)) * OPTIMIZER_PASSES * updated
+    over, expert_over = sharding_ranks(plan) if plan.zero_stage else (1, 1)
+    moved = (16.0 + 2.0 * optimizer_bytes(model, plan.optimizer)) * OPTIMIZER_PASSES
     products = 0.0
     if plan.optimizer == "muon":
         layers = plan.layers_of_stages(model.layers)[0]
         rate = device.peak_flops_per_s("bfloat16") * setting.habits.efficiency(device.generation)
         products = layers * orthogonalization_flops(model) / (plan.tp * over) / rate
     if plan.offload:
-        return (products + moved / HOST_OPTIMIZER_BYTES_PER_S + 4.0 * updated / device.host_link_bytes_per_s,)
-    return (products + moved / device.hbm_bytes_per_s,)
+        per_weight = moved / HOST_OPTIMIZER_BYTES_PER_S + 4.0 / device.host_link_bytes_per_s
+    else:
+        per_weight = moved / device.hbm_bytes_per_s
+    return float(over), float(expert_over), per_weight, products
+
+
+def update_seconds(get: Get) -> Any:
+    """Seconds of one update of the weights of the first rank: states moved through memory, and Muon's products."""
+    over, expert_over, per_weight, products = get(update_piece)
+    dense, experts, *_ = get(weights_piece)
+    return products + per_weight * (dense / over + experts / expert_over)
 
 
 @dataclass(frozen=True)
@@ -482,7 +490,7 @@ def step_parts(
         *parts,
         pipeline_s - busy + handed,
         summed + shows * updates + data_sharded,
-        get(optimizer_piece)[0] * updates,
+        update_seconds(get) * updates,
         habits.iteration_s,
     )
 

@@ -350,8 +350,8 @@ class Engine:
                 self.scheduler.finish(request)
                 ended.append(request)
         now = self.now()
-        for request, tokens in zip(emitting, came):
-            self.progress[request.id].token_s += [now] * tokens
+        for request, count in zip(emitting, came):
+            self.progress[request.id].token_s += [now] * count
         for part in batch.slices:
             progress = self.progress[part.request.id]
             if progress.scheduled_s is None:

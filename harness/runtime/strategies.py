@@ -12,7 +12,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -213,11 +212,12 @@ def _penalized(
 ) -> Callable[[np.ndarray], int]:
     """Choose after penalties on what prompt and output hold so far."""
     output: list[int] = []
-    lower = partial(penalties, **penalty)  # type: ignore[arg-type]
+    prompt_1P = np.array([prompt])
 
     def chosen(logits_V: np.ndarray) -> int:
         if penalty:
-            logits_V = lower(logits_V[None], np.array([prompt]), np.array([output], dtype=np.int64))[0]
+            output_1S = np.array([output], dtype=np.int64)
+            logits_V = penalties(logits_V[None], prompt_1P, output_1S, **penalty)[0]  # type: ignore[arg-type]
         output.append(choose(logits_V))
         return output[-1]
 

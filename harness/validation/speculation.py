@@ -114,9 +114,8 @@ def validate_speculation(
             plain_s = min(plain_s, decode_s(Engine(model, _scheduler(ChunkedPrefill)).run(jobs, clients=1)))
             for number, (acceptance, drafts) in enumerate(pairs):
                 progress("running", round_ * len(pairs) + number, plan.rounds * len(pairs))
-                options = {"acceptance": acceptance, "seed": seed}
-                guess = known_text(texts, prompts, vocab_size=config.vocab_size, **options)
-                scheduler = _scheduler(VerifiedSpeculation, num_drafts=drafts, **options)
+                guess = known_text(texts, prompts, acceptance=acceptance, seed=seed, vocab_size=config.vocab_size)
+                scheduler = _scheduler(VerifiedSpeculation, num_drafts=drafts, acceptance=acceptance, seed=seed)
                 runs[number] = SpeculatingEngine(model, scheduler, guess).run(jobs, clients=1)
                 spent_s[number] = min(spent_s[number], decode_s(runs[number]))
     guessed_plain_s = simulated_s(fit, plan, None)
@@ -158,7 +157,6 @@ def predicted_speedup(fit: StepFit, acceptance: float, drafts: int, context: int
 
 def calibrate(model: LlamaTorch, config: ModelConfig, plan: Plan, seed: int) -> StepFit:
     """Time steps of one to four requests whose prompts are cut into pieces, as verified guesses are, and fit them."""
-    options = {"vocab_size": config.vocab_size, "longest_prompt": 2 * plan.prompt_tokens + plan.output_tokens}
     steps = []
     for most, count in ((8, 1), (4, 1), (MAX_NUM_BATCHED_TOKENS, 2)):
         steps += probe(
@@ -167,7 +165,8 @@ def calibrate(model: LlamaTorch, config: ModelConfig, plan: Plan, seed: int) -> 
             seconds=plan.calibrate_s / 3,
             longest_output=plan.output_tokens // 2,
             rng=np.random.default_rng([seed, 2, most]),
-            **options,
+            vocab_size=config.vocab_size,
+            longest_prompt=2 * plan.prompt_tokens + plan.output_tokens,
         )
     return fit_steps(steps, config)
 

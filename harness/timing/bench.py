@@ -492,8 +492,9 @@ def _free_memory() -> float:
 def table(records: Sequence[Record], skipped: Sequence[Skipped] = ()) -> list[dict[str, str]]:
     """Rows to print, per component, shape and dtype every implementation side by side, the fastest first.
 
-    Columns: time (median), best, the ratio to the fastest median of the group, % of the machine's limit, and remarks. A
-    wrong kernel shows WRONG and no time.
+    Columns: % of the machine's limit, the best library peer's time over this one's (above 1 is faster than the peer; both at
+    their best round), best and median time, the ratio to the fastest median of the group, and remarks. A wrong kernel shows
+    WRONG and no time. Peers are at their best only where libraries pass their vendor check: see `unlocked`.
     """
     order: dict[tuple[str, str, str], list[Record | Skipped]] = {}
     everything: list[Record | Skipped] = [*records, *skipped]
@@ -507,8 +508,21 @@ def table(records: Sequence[Record], skipped: Sequence[Skipped] = ()) -> list[di
         for one in [*timed, *(one for one in group if one not in timed)]:
             where = f" on {one.device}" if isinstance(one, Record) and one.device != "cpu" else ""
             head = {"component": component, "shape": shape, "dtype": dtype, "implementation": one.implementation + where}
-            rows.append(head | (_skipped_cells(one) if isinstance(one, Skipped) else _cells(one, fastest)))
+            cells = _skipped_cells(one) if isinstance(one, Skipped) else _cells(one, fastest, best_peer(one, timed))
+            rows.append(head | cells)
     return rows
+
+
+def best_peer(record: Record, group: Sequence[Record]) -> float | None:
+    """Best round of the fastest library implementation beside this one on its device; None if it is itself one, or has none."""
+    if is_peer(record):
+        return None
+    return min((one.best_s for one in group if is_peer(one) and one.best_s and one.device == record.device), default=None)
+
+
+def is_peer(record: Record) -> bool:
+    """True for PyTorch's own operators, called by a torch twin or directly."""
+    return record.implementation.startswith("torch")
 
 
 def tables(rows: Sequence[Mapping[str, str]]) -> list[tuple[str, list[dict[str, str]]]]:
@@ -521,10 +535,13 @@ def tables(rows: Sequence[Mapping[str, str]]) -> list[tuple[str, list[dict[str, 
     return list(split.items())
 
 
-def _cells(record: Record, fastest: float) -> dict[str, str]:
+NOTHING = dict.fromkeys(("% of limit", "peer/this", "best", "time", "ratio", "bound", "remarks"), "")
+
+
+def _cells(record: Record, fastest: float, peer_s: float | None) -> dict[str, str]:
     if record.median_s is None or record.best_s is None:
         off = f"error {record.error:.3g} x allowed; " if record.error is not None else ""
-        return {"time": "WRONG", "best": "", "ratio": "", "% of limit": "", "bound": "", "remarks": f"{off}{record.checked}"}
+        return NOTHING | {"time": "WRONG", "remarks": f"{off}{record.checked}"}
     remarks = ["noisy"] if record.noisy else []
     if record.fraction is not None and record.fraction > 1.05:
         remarks.append("above the measured limit: its peaks are too low, or work is skipped")
@@ -532,18 +549,19 @@ def _cells(record: Record, fastest: float) -> dict[str, str]:
         remarks.append(f"{record.page_faults:.0f} page faults a call")
     if record.checked not in ("timed shape", "is the reference"):
         remarks.append(f"checked at {record.checked}")
-    return {
-        "time": duration(record.median_s),
-        "best": duration(record.best_s),
-        "ratio": f"{record.median_s / fastest:.2f}",
+    return NOTHING | {
         "% of limit": f"{100 * record.fraction:.1f}" if record.fraction is not None else "",
+        "peer/this": f"{peer_s / record.best_s:.2f}" if peer_s is not None else "",
+        "best": duration(record.best_s),
+        "time": duration(record.median_s),
+        "ratio": f"{record.median_s / fastest:.2f}",
         "bound": record.bound,
         "remarks": "; ".join(remarks),
     }
 
 
 def _skipped_cells(skipped: Skipped) -> dict[str, str]:
-    return {"time": "-", "best": "", "ratio": "", "% of limit": "", "bound": "", "remarks": skipped.why}
+    return NOTHING | {"time": "-", "remarks": skipped.why}
 
 
 def duration(seconds: float) -> str:

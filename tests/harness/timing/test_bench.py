@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -276,3 +277,30 @@ def test_a_backend_that_is_not_installed_is_said_to_be_missing(monkeypatch):
     monkeypatch.setattr(bench, "missing", lambda backend: f"needs {backend}")
     with pytest.raises(InputError, match="needs triton"):
         bench.check_runnable(["triton"])
+
+
+@pytest.mark.usefixtures("small")
+def test_the_table_weighs_kernels_against_the_fastest_library_and_libraries_against_nothing(bring):
+    bring(right)
+    times = {"numpy": 0.4, "numba (theirs)": 0.1}
+    (ours, *_) = [
+        record
+        for record in bench.bench_case(
+            SOFTMAX,
+            SMALL,
+            "float32",
+            effort=bench.Effort(check_s=1e-3, formula_s=1e9),
+            timer=lambda call, one: summarize([times.get(one.label, 0.4)]),
+            backends=["numba"],
+            only="numba (theirs)",
+        )
+        if isinstance(record, results.Record)
+    ]
+    libraries = [
+        dataclasses.replace(ours, implementation=name, best_s=seconds)
+        for name, seconds in (("torch", 0.3), ("torch.nn.functional.softmax", 0.2), ("numpy", 0.01))
+    ]
+    cells = {row["implementation"]: row["peer/this"] for row in bench.table([ours, *libraries])}
+    assert cells == {"numba (theirs)": "2.00", "torch": "", "torch.nn.functional.softmax": "", "numpy": "20.00"}
+    elsewhere = [dataclasses.replace(one, device="cuda") for one in libraries]
+    assert bench.best_peer(ours, elsewhere) is None

@@ -1,5 +1,6 @@
 """The training commands: tables, JSON, and one line with exit code 2 for plans that cannot be."""
 
+import gzip
 import json
 
 import pytest
@@ -21,6 +22,19 @@ def test_a_step_prints_json_that_adds_up(capsys):
 def test_a_step_prints_tables(capsys):
     assert main([*STEP, *SPLIT, "--replay"]) == 0
     assert "Where the seconds go" in capsys.readouterr().out
+
+
+def test_a_step_leaves_a_picture_and_every_ranks_timeline(capsys, tmp_path):
+    files = ["--plot", str(tmp_path / "step.svg"), "--trace", str(tmp_path / "step.json.gz")]
+    assert main([*STEP, *SPLIT, *files, "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    events = json.loads(gzip.decompress((tmp_path / "step.json.gz").read_bytes()))["traceEvents"]
+    assert {event["pid"] for event in events} == set(range(16))
+    assert max(event["ts"] + event["dur"] for event in events if event["ph"] == "X") / 1e6 == pytest.approx(
+        shown["iteration_s"], rel=0.02
+    )
+    assert main([*STEP, *SPLIT, "--trace", str(tmp_path / "step.txt")]) == 2
+    assert "must end in" in capsys.readouterr().err
 
 
 def test_steps_that_differ_have_quantiles(capsys):

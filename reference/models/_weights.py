@@ -51,7 +51,7 @@ def check_weights(config: ModelConfig, weights: Weights) -> None:
 
 
 def load_checkpoint(folder: str | Path) -> tuple[ModelConfig, dict[str, np.ndarray]]:
-    """Read a folder as Hugging Face publishes it: `config.json` and one or several `*.safetensors`; return config and weights.
+    """Read a folder as Hugging Face publishes it, `config.json` and `*.safetensors`, or a GGUF file; return config and weights.
 
     Files name some weights otherwise than models in memory do: experts lie one by one, GPT-2 and BLOOM leave the first word
     out, Mixtral and GPT-NeoX have older names. Tensors that the architecture does not ask for are left alone.
@@ -59,6 +59,10 @@ def load_checkpoint(folder: str | Path) -> tuple[ModelConfig, dict[str, np.ndarr
     Raises:
         InputError: a file is absent or broken, or a weight is missing or misshapen.
     """
+    if Path(folder).suffix == ".gguf":
+        from llmlab.reference.models._gguf import load_gguf
+
+        return load_gguf(folder)
     config = ModelConfig.from_json(folder)
     if not config.runnable:
         raise InputError(folder, "model_type", config.model_type, "can be priced, not run")

@@ -8,11 +8,11 @@ Axes: B batch, T query position, S key position, K key/value head, G query heads
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from llmlab.reference.attention._masked import attend, attend_backward
+from llmlab.reference.attention._masked import EVERY_PAIR, attend, attend_backward
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Group:
 
     queries: np.ndarray
     keys: np.ndarray
-    seen: np.ndarray = np.True_  # type: ignore[assignment]
+    seen: np.ndarray = field(default_factory=lambda: EVERY_PAIR)
 
 
 def attend_groups(q_BTKGH: np.ndarray, k_BSKH: np.ndarray, v_BSKH: np.ndarray, groups: Sequence[Group]) -> np.ndarray:
@@ -47,8 +47,8 @@ def attend_groups_backward(
             group.seen,
         )
         dq_BTKGH[:, group.queries] += dq_BtKGH
-        np.add.at(dk_BSKH, (slice(None), group.keys), dk_BsKH)
-        np.add.at(dv_BSKH, (slice(None), group.keys), dv_BsKH)
+        np.add.at(dk_BSKH, (slice(None), group.keys), dk_BsKH)  # type: ignore[arg-type]
+        np.add.at(dv_BSKH, (slice(None), group.keys), dv_BsKH)  # type: ignore[arg-type]
     return dq_BTKGH, dk_BSKH, dv_BSKH
 
 

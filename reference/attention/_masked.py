@@ -9,6 +9,9 @@ import numpy as np
 
 from llmlab.reference.layers.softmax import softmax
 
+EVERY_PAIR = np.ones((1, 1), dtype=bool)
+"""A mask that hides nothing."""
+
 
 def causal_TS(T: int, S: int, *, window: int | None = None) -> np.ndarray:
     """Return seen_TS: query t sits at position S - T + t and sees keys up to its own position, the last `window` of them.

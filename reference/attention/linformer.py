@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from llmlab.reference.attention._masked import attend, attend_backward
+from llmlab.reference.attention._masked import EVERY_PAIR, attend, attend_backward
 from llmlab.reference.op import Cost, Dims, Op
 
 
@@ -32,7 +32,7 @@ def linformer(
     """
     require_length(k_BSNH.shape[1], project_k_RS.shape[1], project_v_RS.shape[1])
     k_BRNH, v_BRNH = np.einsum("rs,bsnh->brnh", project_k_RS, k_BSNH), np.einsum("rs,bsnh->brnh", project_v_RS, v_BSNH)
-    return attend(q_BTNH[..., None, :], k_BRNH, v_BRNH, np.True_)[..., 0, :]
+    return attend(q_BTNH[..., None, :], k_BRNH, v_BRNH, EVERY_PAIR)[..., 0, :]
 
 
 def require_length(S: int, *projected: int) -> None:
@@ -52,7 +52,7 @@ def linformer_backward(
 ) -> tuple[np.ndarray, ...]:
     """Return (dq_BTNH, dk_BSNH, dv_BSNH, dproject_k_RS, dproject_v_RS)."""
     k_BRNH, v_BRNH = np.einsum("rs,bsnh->brnh", project_k_RS, k_BSNH), np.einsum("rs,bsnh->brnh", project_v_RS, v_BSNH)
-    dq_BTN1H, dk_BRNH, dv_BRNH = attend_backward(dout_BTNH[..., None, :], q_BTNH[..., None, :], k_BRNH, v_BRNH, np.True_)
+    dq_BTN1H, dk_BRNH, dv_BRNH = attend_backward(dout_BTNH[..., None, :], q_BTNH[..., None, :], k_BRNH, v_BRNH, EVERY_PAIR)
     dk_BSNH, dv_BSNH = np.einsum("rs,brnh->bsnh", project_k_RS, dk_BRNH), np.einsum("rs,brnh->bsnh", project_v_RS, dv_BRNH)
     dproject_k_RS, dproject_v_RS = np.einsum("brnh,bsnh->rs", dk_BRNH, k_BSNH), np.einsum("brnh,bsnh->rs", dv_BRNH, v_BSNH)
     return dq_BTN1H[..., 0, :], dk_BSNH, dv_BSNH, dproject_k_RS, dproject_v_RS

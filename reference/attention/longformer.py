@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from llmlab.reference.attention._gathered import Group, attend_groups, attend_groups_backward
-from llmlab.reference.attention._masked import attend, attend_backward
+from llmlab.reference.attention._masked import EVERY_PAIR, attend, attend_backward
 from llmlab.reference.op import Cost, Dims, Op
 
 WINDOW = 512  # section 4.1's pretrained models: 256 tokens on each side
@@ -46,7 +46,7 @@ def longformer(
     P = global_q_BPNH.shape[1]
     groups = window_groups(q_BTNH.shape[1], P, window=window, dilation=dilation)
     local_BTNH = attend_groups(q_BTNH[..., None, :], k_BTNH, v_BTNH, groups)[..., 0, :]
-    global_BPNH = attend(global_q_BPNH[..., None, :], global_k_BTNH, global_v_BTNH, np.True_)[..., 0, :]
+    global_BPNH = attend(global_q_BPNH[..., None, :], global_k_BTNH, global_v_BTNH, EVERY_PAIR)[..., 0, :]
     return np.concatenate([global_BPNH, local_BTNH[:, P:]], axis=1)
 
 
@@ -89,7 +89,7 @@ def longformer_backward(
     groups = window_groups(q_BTNH.shape[1], P, window=window, dilation=dilation)
     dq, dk, dv = attend_groups_backward(dout_BTNH[..., None, :], q_BTNH[..., None, :], k_BTNH, v_BTNH, groups)
     dglobal_q, dglobal_k, dglobal_v = attend_backward(
-        dout_BTNH[:, :P, :, None], global_q_BPNH[..., None, :], global_k_BTNH, global_v_BTNH, np.True_
+        dout_BTNH[:, :P, :, None], global_q_BPNH[..., None, :], global_k_BTNH, global_v_BTNH, EVERY_PAIR
     )
     return dq[..., 0, :], dk, dv, dglobal_q[..., 0, :], dglobal_k, dglobal_v
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from llmlab.reference.attention._masked import (
+    EVERY_PAIR,
     attend,
     attend_backward,
     attention_weights,
@@ -63,7 +64,7 @@ def native_sparse(
     chosen_BTKX = select_blocks(weights_BKGTM, k_BSKH.shape[1], len(pool_k_C), stride=stride, block=block, selected=selected)
     selected_BTKGH = np.empty_like(q_BTKGH)
     for at, own, keys in _gathers(chosen_BTKX, k_BSKH.shape[1], block):
-        selected_BTKGH[at] = attend(q_BTKGH[at], k_BSKH[own][:, keys], v_BSKH[own][:, keys], np.True_)
+        selected_BTKGH[at] = attend(q_BTKGH[at], k_BSKH[own][:, keys], v_BSKH[own][:, keys], EVERY_PAIR)
     near_BTKGH = sliding_window(q_BTKGH, k_BSKH, v_BSKH, window=window)
     return (
         gates_BTKGZ[..., 0:1] * compressed_BTKGH + gates_BTKGZ[..., 1:2] * selected_BTKGH + gates_BTKGZ[..., 2:3] * near_BTKGH
@@ -175,8 +176,8 @@ def native_sparse_backward(
     branches = [np.einsum("bkgtm,bmkh->btkgh", weights_BKGTM, summary_v_BMKH), np.empty_like(q_BTKGH)]
     for at, own, keys in _gathers(chosen_BTKX, S, block):
         k_BsKH, v_BsKH = k_BSKH[own][:, keys], v_BSKH[own][:, keys]
-        branches[1][at] = attend(q_BTKGH[at], k_BsKH, v_BsKH, np.True_)
-        dq_at, dk_BsKH, dv_BsKH = attend_backward(dselected[at], q_BTKGH[at], k_BsKH, v_BsKH, np.True_)
+        branches[1][at] = attend(q_BTKGH[at], k_BsKH, v_BsKH, EVERY_PAIR)
+        dq_at, dk_BsKH, dv_BsKH = attend_backward(dselected[at], q_BTKGH[at], k_BsKH, v_BsKH, EVERY_PAIR)
         dq[at] += dq_at
         dk[own][:, keys] += dk_BsKH
         dv[own][:, keys] += dv_BsKH

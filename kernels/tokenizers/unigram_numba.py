@@ -21,7 +21,7 @@ def tokenize(vocabulary: Vocabulary, text: str) -> list[int]:
         _tries[vocabulary] = _trie(vocabulary)
     trie = _tries[vocabulary]
     data = np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8)
-    best = np.empty(data.size + 1, vocabulary.scores.dtype)
+    best = np.empty(data.size + 1)
     out = np.empty(data.size + 1, np.int32)
     start = _viterbi(data, trie.bases, trie.checks, trie.ids, trie.scores, vocabulary.unknown, trie.unknown_score, best, out)
     return out[start : data.size].tolist()
@@ -133,7 +133,7 @@ def _viterbi(data, bases, checks, ids, scores, unknown, unknown_score, best, out
     while place < n:
         lead = data[place]
         width = 1 if lead < 0x80 else 2 if lead < 0xE0 else 3 if lead < 0xF0 else 4
-        here = np.float64(best[place])
+        here = best[place]
         node, end, alone = np.int64(0), place, False
         while end < n:
             letter = np.int64(data[end])

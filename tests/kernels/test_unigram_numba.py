@@ -1,5 +1,7 @@
 """The fast Viterbi finds the reference's segmentation whatever the trie looks like."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -33,3 +35,20 @@ def test_tries_of_every_size(count: int) -> None:
 def test_a_megabyte_of_one_letter_is_one_pass() -> None:
     vocabulary = Vocabulary(("", "a", "aaaaaaaa"), np.array([0.0, -1.0, -1.0]), 0, -11.0)
     assert tokenize(vocabulary, "a" * 1_000_000) == [2] * 125_000
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", ["test_model.model", "test_ja_model.model"])
+def test_a_whole_book_in_one_piece_is_cut_as_sentencepiece_cuts_it(name: str, data: Path) -> None:
+    """The score reaches two million: sums in float32 would go wrong after some forty thousand characters."""
+    spm = pytest.importorskip("sentencepiece", reason="needs sentencepiece")
+    from llmlab.reference.tokenizers.sentencepiece import normalize, read_model
+
+    folder = data / "tokenizers/sentencepiece"
+    if not folder.is_dir():
+        pytest.skip("needs tokenizers under LLMLAB_DATA")
+    book = (folder / "botchan.txt").read_text(encoding="utf-8")
+    model = read_model(folder / name)
+    ids = np.array(tokenize(model.unigram, normalize(model, book)))
+    again = np.concatenate([[False], (ids[1:] == model.unknown) & (ids[:-1] == model.unknown)])  # a run of unknown is one id
+    assert ids[~again].tolist() == spm.SentencePieceProcessor(model_file=str(folder / name)).encode(book)

@@ -136,16 +136,6 @@ def test_ties_go_to_the_piece_that_starts_first() -> None:
     assert piece_texts(vocabulary, tokenize(vocabulary, "aaa")) == ["a", "aa"]
 
 
-def test_the_dtype_of_the_scores_decides_near_ties() -> None:
-    """Rounded to float32 a sum can lose what tells two segmentations apart."""
-    results = {}
-    for dtype in (np.float32, np.float64):
-        scores_V = np.array([0.0, -3.0, -3.0000002, -1e-8], dtype)
-        results[dtype] = tokenize(Vocabulary(("", "aab", "aa", "b"), scores_V, 0, -20.0), "aab")
-    assert results[np.float32] == [2, 3] or results[np.float32] == [1]
-    assert results[np.float64] == [1]
-
-
 def test_training_finds_what_words_are_made_of() -> None:
     parts = ("low", "est", "newer", "wid")
     counts = {first + second + third: 5 for first in parts for second in parts for third in parts}

@@ -76,7 +76,7 @@ def block_sparse(
     array([ 1.,  2.,  9., 14.])
     """
     groups_K = layout_groups(q_BTKGH.shape[1], k_BSKH.shape[1], listed_KQL, causal=causal)
-    heads = [attend_groups(*head, groups) for head, groups in zip(per_head(q_BTKGH, k_BSKH, v_BSKH), groups_K)]
+    heads = [attend_groups(q, k, v, groups) for (q, k, v), groups in zip(per_head(q_BTKGH, k_BSKH, v_BSKH), groups_K)]
     return np.concatenate(heads, axis=2)
 
 

@@ -151,6 +151,6 @@ def step_timeline(step: StepPrediction, stage_factors: np.ndarray | None = None)
             known[by.tobytes()] = replay(table, durations_of(plan.schedule, table, slowed, across))
         pipelines.append(known[by.tobytes()])
     b = step.breakdown
-    working = b.compute_s + b.recompute_s + b.tensor_s + b.context_s + b.expert_s
+    working = plan.microbatches * max(stage.total_s for stage in step.stages)  # handing over is in it
     talking = (b.tensor_s + b.context_s + b.expert_s) / working if working else 0.0
     return StepTimeline(step, tuple(pipelines), talking)

@@ -92,7 +92,8 @@ def block_sparse_backward(
     """Return (dq_BTKGH, dk_BSKH, dv_BSKH, None); a key block sums the gradients of every block that lists it."""
     groups_K = layout_groups(q_BTKGH.shape[1], k_BSKH.shape[1], listed_KQL, causal=causal)
     heads = [
-        attend_groups_backward(*head, groups) for head, groups in zip(per_head(dout_BTKGH, q_BTKGH, k_BSKH, v_BSKH), groups_K)
+        attend_groups_backward(dout, q, k, v, groups)
+        for (dout, q, k, v), groups in zip(per_head(dout_BTKGH, q_BTKGH, k_BSKH, v_BSKH), groups_K)
     ]
     dq_BTKGH, dk_BSKH, dv_BSKH = (np.concatenate(parts, axis=2) for parts in zip(*heads))
     return dq_BTKGH, dk_BSKH, dv_BSKH, None

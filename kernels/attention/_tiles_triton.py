@@ -39,7 +39,7 @@ def head_width(H: int) -> int:
     return max(triton.next_power_of_2(H), IN_ONE_TILE)
 
 
-def forward_tiles(dtype: torch.dtype, H: int, rows: int) -> Tiles:
+def forward_tiles(dtype: torch.dtype, H: int, rows: int, *, biased: bool = False) -> Tiles:
     """Tile of the forward kernel: 128 rows for tensor cores' widest instruction; few rows for decode."""
     if INTERPRETED:
         return Tiles(IN_ONE_TILE, IN_ONE_TILE, 4, 1)
@@ -47,6 +47,8 @@ def forward_tiles(dtype: torch.dtype, H: int, rows: int) -> Tiles:
         return Tiles(max(triton.next_power_of_2(rows), IN_ONE_TILE), 64 if H <= 128 else 32, 4, 2)
     if dtype == torch.float32:
         return Tiles(64, 32, 4, 2)
+    if biased and H > 64:
+        return Tiles(64, 64, 8, 2)  # the tile of bias takes registers too
     return Tiles(128, 64 if H <= 128 else 32, 8, 3 if H <= 128 else 2)  # wider tiles spill registers
 
 
@@ -77,11 +79,14 @@ def forward(
     table_BM: Tensor | None = None,
     page: int = 1,
     splits: int = 1,
+    keep_W: Tensor | None = None,
+    bias_KTS: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return (out_UKGH, lse_UKG), lse in float32.
 
     `longest` is the number of queries of the longest sequence, `window` 0 is none. With a block table, keys and values are
-    pools of pages of `page` tokens, flattened, and `key_starts_Z` holds the context lengths.
+    pools of pages of `page` tokens, flattened, and `key_starts_Z` holds the context lengths. `keep_W` hides keys; `bias_KTS`
+    adds to the scores of every sequence.
     """
     q, k, v = q_UKGH.contiguous(), k_WKH.contiguous(), v_WKH.contiguous()
     U, K, G, H = q.shape
@@ -89,16 +94,17 @@ def forward(
     out, lse = torch.zeros_like(q), q.new_full((U, K, G), -math.inf, dtype=torch.float32)
     if q.numel() == 0 or k.numel() == 0 or longest == 0:
         return out, lse
-    tiles = forward_tiles(q.dtype, H, longest * G)
+    tiles = forward_tiles(q.dtype, H, longest * G, biased=bias_KTS is not None)
     part_out, part_lse = out, lse
     if splits > 1:
         part_out = q.new_zeros((splits, U, K, G, H), dtype=torch.float32)
         part_lse = lse.expand(splits, U, K, G).contiguous()
     row_blocks = triton.cdiv(longest * G, tiles.rows)
     table = table_BM.contiguous() if table_BM is not None else query_starts_Z
+    keep, bias = (None if x is None else x.contiguous() for x in (keep_W, bias_KTS))
     _forward[(row_blocks * splits, K, sequences)](
         q, k, v, part_out, part_lse, query_starts_Z.contiguous(), key_starts_Z.contiguous(), table,
-        H**-0.5 * LOG2_E, U, window, table.shape[-1],
+        keep, bias, H**-0.5 * LOG2_E, U, window, table.shape[-1],
         K=K, G=G, H=H, HEAD=head_width(H), PAGE=page, CAUSAL=causal, WINDOWED=window > 0, PAGED=table_BM is not None,
         SPLITS=splits, ROWS=tiles.rows, KEYS=tiles.keys, num_warps=tiles.num_warps, num_stages=tiles.num_stages,
     )  # fmt: skip
@@ -186,7 +192,7 @@ def _limits(position, S, window, CAUSAL: tl.constexpr, WINDOWED: tl.constexpr):
 
 @triton.jit
 def _walk(
-    acc, total, peak, q, k_ptr, v_ptr, first_key, table_ptr, head, low, high, begin, end, S, scale,
+    acc, total, peak, q, k_ptr, v_ptr, first_key, table_ptr, keep_ptr, bias_ptr, t, head, low, high, begin, end, S, scale,
     K: tl.constexpr, H: tl.constexpr, HEAD: tl.constexpr, PAGE: tl.constexpr, PAGED: tl.constexpr, KEYS: tl.constexpr,
     MASKED: tl.constexpr,
 ):  # fmt: skip
@@ -204,6 +210,12 @@ def _walk(
         else:
             k = tl.load(k_ptr + at[None, :] + h[:, None], mask=(h < H)[:, None], other=0.0)
         scores = _dot(q, k) * scale
+        if bias_ptr is not None:
+            bias = tl.load(bias_ptr + t[:, None] * S + n[None, :], mask=(n < S)[None, :], other=0.0)
+            scores += bias.to(tl.float32) * 1.4426950408889634
+        if keep_ptr is not None:
+            keep = tl.load(keep_ptr + first_key + n, mask=n < S, other=0).to(tl.int32)
+            scores = tl.where(keep[None, :] != 0, scores, -float("inf"))
         if MASKED:
             scores = tl.where((n[None, :] >= low[:, None]) & (n[None, :] < high[:, None]), scores, -float("inf"))
         new_peak = tl.maximum(peak, _largest(scores, 1))
@@ -225,7 +237,8 @@ def _walk(
 
 @triton.jit
 def _forward(
-    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, query_starts_ptr, key_starts_ptr, table_ptr, scale, tokens, window, table_width,
+    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, query_starts_ptr, key_starts_ptr, table_ptr, keep_ptr, bias_ptr, scale, tokens,
+    window, table_width,
     K: tl.constexpr, G: tl.constexpr, H: tl.constexpr, HEAD: tl.constexpr, PAGE: tl.constexpr, CAUSAL: tl.constexpr,
     WINDOWED: tl.constexpr, PAGED: tl.constexpr, SPLITS: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
@@ -251,6 +264,7 @@ def _forward(
         row = ((first_query + r // G) * K + head) * G + r % G
         q = tl.load(q_ptr + row[:, None] * H + h[None, :], mask=present[:, None] & (h < H)[None, :], other=0.0)
         low, high = _limits(S - T + r // G, S, window, CAUSAL, WINDOWED)
+        t = head * T + tl.minimum(r // G, T - 1)  # row of a bias
         # Keys any row of the block sees, cut into SPLITS runs of whole tiles; between them lie those all rows see.
         last_row = tl.minimum(row0 + ROWS, T * G) - 1
         lowest, all_high = _limits(S - T + row0 // G, S, window, CAUSAL, WINDOWED)
@@ -267,16 +281,16 @@ def _forward(
         peak = tl.full((ROWS,), -float("inf"), tl.float32)
         if WINDOWED:
             acc, total, peak = _walk(
-                acc, total, peak, q, k_ptr, v_ptr, first_key, table_ptr, head, low, high, begin, middle, S, scale,
-                K, H, HEAD, PAGE, PAGED, KEYS, True,
+                acc, total, peak, q, k_ptr, v_ptr, first_key, table_ptr, keep_ptr, bias_ptr, t, head, low, high,
+                begin, middle, S, scale, K, H, HEAD, PAGE, PAGED, KEYS, True,
             )  # fmt: skip
         acc, total, peak = _walk(
-            acc, total, peak, q, k_ptr, v_ptr, first_key, table_ptr, head, low, high, middle, tail, S, scale,
-            K, H, HEAD, PAGE, PAGED, KEYS, False,
+            acc, total, peak, q, k_ptr, v_ptr, first_key, table_ptr, keep_ptr, bias_ptr, t, head, low, high,
+            middle, tail, S, scale, K, H, HEAD, PAGE, PAGED, KEYS, False,
         )  # fmt: skip
         acc, total, peak = _walk(
-            acc, total, peak, q, k_ptr, v_ptr, first_key, table_ptr, head, low, high, tail, end, S, scale,
-            K, H, HEAD, PAGE, PAGED, KEYS, True,
+            acc, total, peak, q, k_ptr, v_ptr, first_key, table_ptr, keep_ptr, bias_ptr, t, head, low, high,
+            tail, end, S, scale, K, H, HEAD, PAGE, PAGED, KEYS, True,
         )  # fmt: skip
         divisor = tl.where(total == 0.0, 1.0, total)
         out = acc / divisor[:, None]
@@ -413,9 +427,10 @@ def forward_ahead(
     windowed: bool = False,
     page: int = 0,
     splits: int = 1,
+    masked: bool = False,
 ) -> Ahead:
     """The forward kernel as `forward` launches it for bf16 or fp16 inputs of this head width on a GPU."""
-    tiles = forward_tiles(torch.bfloat16, H, rows)
+    tiles = forward_tiles(torch.bfloat16, H, rows, biased=masked)
     partial = "*fp32" if splits > 1 else f"*{dtype}"
     return Ahead(
         _forward,
@@ -424,10 +439,12 @@ def forward_ahead(
             "out_ptr": partial,
             "lse_ptr": "*fp32",
             **dict.fromkeys(("query_starts_ptr", "key_starts_ptr", "table_ptr"), "*i64"),
+            **({"keep_ptr": "*i1", "bias_ptr": f"*{dtype}"} if masked else {}),
             "scale": "fp32",
             **dict.fromkeys(("tokens", "window", "table_width"), "i32"),
         },
         {
+            **({} if masked else {"keep_ptr": None, "bias_ptr": None}),
             "K": K, "G": G, "H": H, "HEAD": head_width(H), "PAGE": page or 1, "CAUSAL": causal, "WINDOWED": windowed,
             "PAGED": page > 0, "SPLITS": splits, "ROWS": tiles.rows, "KEYS": tiles.keys,
         },

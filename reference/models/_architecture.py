@@ -188,7 +188,7 @@ def unpack(config: ModelConfig, weights: Mapping[str, Any]) -> tuple[dict[str, A
     def split(layout: Layout, transposed: bool) -> dict[str, Any]:
         own: dict[str, Any] = {}
         for name, parts in layout.items():
-            array = weights[name].T if transposed else weights[name]
+            array = weights[name].T if transposed and weights[name].ndim > 1 else weights[name]
             if len(parts) == 1:
                 own[parts[0][0]] = array
                 continue

@@ -53,7 +53,7 @@ def load_gguf(path: str | Path) -> tuple[ModelConfig, dict[str, np.ndarray]]:
     except (OSError, ValueError) as error:
         raise InputError(path, "", path.name, f"cannot be read: {error}") from error
     try:
-        facts, places, start = _header(memoryview(raw))
+        facts, places, start = _header(raw.data)
     except (struct.error, UnicodeDecodeError, IndexError, KeyError, MemoryError) as error:
         raise InputError(path, "header", None, f"is not that of a GGUF file: {error!r}") from error
     if "rope_freqs.weight" in places:

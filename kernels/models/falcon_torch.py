@@ -1,0 +1,7 @@
+"""The family over torch: its scaled-dot-product attention, norms and products, on whichever device holds the weights."""
+
+from llmlab.kernels.models._decoder_torch import decoder_logits
+from llmlab.kernels.twin import twin
+from llmlab.reference.models.falcon import FALCON
+
+twin(FALCON, backend="torch")(decoder_logits)

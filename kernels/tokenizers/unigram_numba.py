@@ -21,7 +21,7 @@ def tokenize(vocabulary: Vocabulary, text: str) -> list[int]:
         _tries[vocabulary] = _trie(vocabulary)
     trie = _tries[vocabulary]
     data = np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8)
-    best = np.empty(data.size + 1)
+    best = np.empty(data.size + 1, vocabulary.scores.dtype)
     out = np.empty(data.size + 1, np.int32)
     start = _viterbi(data, trie.bases, trie.checks, trie.ids, trie.scores, vocabulary.unknown, trie.unknown_score, best, out)
     return out[start : data.size].tolist()
@@ -128,12 +128,13 @@ def _viterbi(data, bases, checks, ids, scores, unknown, unknown_score, best, out
     """Fill `out` from its end with the ids of the best segmentation; return where they start."""
     n = data.size
     number, length = np.empty(n + 1, np.int32), np.zeros(n + 1, np.int32)
+    rounded = np.empty(1, best.dtype)  # sums are compared in the precision they are kept in
     best[0] = 0
     place = 0
     while place < n:
         lead = data[place]
         width = 1 if lead < 0x80 else 2 if lead < 0xE0 else 3 if lead < 0xF0 else 4
-        here = best[place]
+        here = np.float64(best[place])
         node, end, alone = np.int64(0), place, False
         while end < n:
             letter = np.int64(data[end])
@@ -145,14 +146,14 @@ def _viterbi(data, bases, checks, ids, scores, unknown, unknown_score, best, out
             if ids[node] >= 0:
                 if end - place == width:
                     alone = True
-                total = here + scores[node]
-                if length[end] == 0 or total > best[end]:
-                    best[end], number[end], length[end] = total, ids[node], end - place
+                rounded[0] = here + scores[node]
+                if length[end] == 0 or rounded[0] > best[end]:
+                    best[end], number[end], length[end] = rounded[0], ids[node], end - place
         if not alone:
             end = place + width
-            total = here + unknown_score
-            if length[end] == 0 or total > best[end]:
-                best[end], number[end], length[end] = total, unknown, width
+            rounded[0] = here + unknown_score
+            if length[end] == 0 or rounded[0] > best[end]:
+                best[end], number[end], length[end] = rounded[0], unknown, width
         place += width
     start, place = n, n
     while place > 0:

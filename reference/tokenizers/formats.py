@@ -197,13 +197,13 @@ class PieceTokenizer:
         """A BPE model as published conversions write it; control pieces become special tokens, which are then found in text.
 
         Raises:
-            InputError: it has rules of normalization or user-defined pieces, which the library treats differently from
-                SentencePiece, so no tokenizer.json gives the same ids; or it is a unigram model.
+            InputError: it has rules of normalization, user-defined pieces or a unigram model, which the library treats
+                differently from SentencePiece, so no tokenizer.json gives the same ids.
         """
         model = self.model
         for trait, why in (
+            (model.kind == "unigram", "a unigram model, which sentencepiece sums in float32 and tokenizers in float64"),
             (model.charsmap is not None, "rules, of which sentencepiece takes the longest match and tokenizers the shortest"),
-            (model.kind == "unigram", "a score for each piece, and such models are not written here"),
             (sentencepiece.USER_DEFINED in model.types, "user-defined pieces, which would start a new word in tokenizers"),
             (model.space_after or not model.escape_spaces, "spaces kept in a way tokenizers has not"),
         ):

@@ -399,7 +399,7 @@ def test_what_is_written_is_encoded_alike_by_the_library(
     ("name", "why"),
     [
         ("mistral-common/tokenizer.model.v3", "user-defined"),
-        ("sentencepiece/test_model.model", "longest match"),
+        ("sentencepiece/test_model.model", "float32"),
         ("ChatRWKV/rwkv_vocab_v20230424.txt", "no such model"),
     ],
 )

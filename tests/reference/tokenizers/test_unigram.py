@@ -136,6 +136,13 @@ def test_ties_go_to_the_piece_that_starts_first() -> None:
     assert piece_texts(vocabulary, tokenize(vocabulary, "aaa")) == ["a", "aa"]
 
 
+def test_the_dtype_of_the_scores_decides_near_ties() -> None:
+    """Past 2**24 a sum rounded to float32 loses a unit with each step: two pieces at -1 then beat one at -1.5."""
+    for dtype, expected in ((np.float32, [1, 2, 3]), (np.float64, [1, 4])):
+        scores = np.array([0.0, -(2.0**24), -1.0, -1.0, -1.5], dtype)
+        assert tokenize(Vocabulary(("", "x", "a", "b", "ab"), scores, 0, -(2.0**25)), "xab") == expected
+
+
 def test_training_finds_what_words_are_made_of() -> None:
     parts = ("low", "est", "newer", "wid")
     counts = {first + second + third: 5 for first in parts for second in parts for third in parts}

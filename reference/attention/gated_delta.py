@@ -57,7 +57,8 @@ def _step(
     """Return (state_BKGMH, missing_BKGH): how far what the decayed state holds under the key is from the value."""
     decayed_BKGMH = np.exp(log_decay_BKG)[..., None, None] * state_BKGMH
     missing_BKGH = v_BKGH - np.einsum("bkm,bkgmh->bkgh", k_BKM, decayed_BKGMH)
-    return decayed_BKGMH + np.einsum("bkm,bkg,bkgh->bkgmh", k_BKM, beta_BKG, missing_BKGH), missing_BKGH
+    written_BKGMH = np.einsum("bkm,bkgh->bkgmh", k_BKM, beta_BKG[..., None] * missing_BKGH)
+    return decayed_BKGMH + written_BKGMH, missing_BKGH
 
 
 def gated_delta_in_chunks(
@@ -170,16 +171,16 @@ def gated_delta_cost(d: Dims) -> Cost:
 def gated_delta_in_chunks_cost(d: Dims, *, chunk: int = 64) -> Cost:
     """The chunked form, whole squares counted, products of keys and queries once per key head; exponentials are not counted.
 
-    A chunk of C positions takes 4 C C M per key head, and per value head 3 C C to weigh both squares, C (C - 1) H to solve,
+    A chunk of C positions takes 4 C C M per key head, and per value head 3 C C to weigh both squares, (C C - 1) H to solve,
     2 C C H within the chunk, 6 C M H to look up, read and extend the state, 2 M H to decay and join it, 6 C H elementwise,
-    (C - 1) (C + 2) / 2 sums of logs of the decay.
+    C C - 1 sums of logs of the decay.
     """
     M, H = d["M"], d["H"]
     flops = 0
     for C in (part.stop - part.start for part in chunks(d["T"], chunk)):
         flops += d["K"] * 4 * C * C * M
-        per_head = 3 * C * C + C * (C - 1) * H + 2 * C * C * H + 6 * C * M * H + 2 * M * H + 6 * C * H
-        flops += d["K"] * d["G"] * (per_head + (C - 1) * (C + 2) // 2)
+        per_head = 3 * C * C + (C - 1) * (C + 1) * H + 2 * C * C * H + 6 * C * M * H + 2 * M * H + 6 * C * H
+        flops += d["K"] * d["G"] * (per_head + C * C - 1)
     whole = gated_delta_cost(d)
     return Cost(d["B"] * flops, whole.elements_read, whole.elements_written)
 

@@ -143,11 +143,11 @@ def linear_in_chunks_cost(d: Dims, *, chunk: int = 64) -> Cost:
     """The chunked form, whole squares of scores counted: more FLOPs than the recurrence, but as matrix products.
 
     A chunk of C positions takes 2 C C (M + H) within itself, C (C - 1) for the sums of scores, C (4 M H + 3 M + 2 H) to read
-    and extend the state, C to add both weights. Elements as for the recurrence.
+    and extend the state, C to add both weights, M H to join the state. Elements as for the recurrence.
     """
     M, H = d["M"], d["H"]
     flops = sum(
-        2 * C * C * (M + H) + C * (C - 1) + C * (4 * M * H + 3 * M + 2 * H + 1)
+        2 * C * C * (M + H) + C * (C - 1) + C * (4 * M * H + 3 * M + 2 * H + 1) + M * H
         for C in (part.stop - part.start for part in chunks(d["T"], chunk))
     )
     whole = linear_cost(d)

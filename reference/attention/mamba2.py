@@ -118,13 +118,13 @@ def mamba2_in_chunks_cost(d: Dims, *, chunk: int = 64) -> Cost:
     """The chunked form, whole squares counted, the scores once per group; exponentials are not counted.
 
     A chunk of C positions takes 2 C C M per group, and per head C C to weigh the scores, 2 C C H within the chunk, 4 C M H to
-    read and extend the state, 2 M H to decay and join it, 6 C H and C elementwise, C (C - 1) / 2 sums of logs of the decay.
+    read and extend the state, 2 M H to decay and join it, 6 C H and C elementwise, C C - 1 sums of logs of the decay.
     """
     M, H, heads = d["M"], d["H"], d["K"] * d["G"]
     flops = 0
     for C in (part.stop - part.start for part in chunks(d["T"], chunk)):
         flops += d["K"] * 2 * C * C * M
-        flops += heads * (C * C * (1 + 2 * H) + 4 * C * M * H + 2 * M * H + 6 * C * H + C + C * (C - 1) // 2)
+        flops += heads * (C * C * (1 + 2 * H) + 4 * C * M * H + 2 * M * H + 6 * C * H + C + C * C - 1)
     whole = mamba2_cost(d)
     return Cost(d["B"] * flops, whole.elements_read, whole.elements_written)
 

@@ -62,7 +62,7 @@ class Reader:
             steps = [self.normalizer(step) for step in entry.get("normalizers", [])]
             return lambda text: _chain(steps, text)
         if kind in ("NFC", "NFD", "NFKC", "NFKD"):
-            return partial(unicodedata.normalize, kind)
+            return lambda text: unicodedata.normalize(kind, text)  # type: ignore[arg-type]
         if kind == "Replace":
             pattern, content = compiled(self.pattern(entry.get("pattern"), "normalizer.pattern")), entry.get("content", "")
             return lambda text: pattern.sub(lambda _: content, text)

@@ -89,7 +89,7 @@ def learn_merges(
         for pair in pairwise(word):
             counts[pair] += weights[index]
             where[pair].add(index)
-    heap = [(-count, pair) for pair, count in counts.items()]
+    heap = [(-count, one) for one, count in counts.items()]
     heapq.heapify(heap)
     merges: list[tuple[int, int, int]] = []
     while heap and len(symbols) < vocab_size:

@@ -430,14 +430,14 @@ def _tiktoken(path: Path, text: str, pattern: str | None) -> Tokenizer:
     if missing := [byte for byte in range(256) if bytes([byte]) not in ranks]:
         raise InputError(path, "byte", missing[0], "has no token of its own")
     merges: list[list[str]] = []
-    for token, _ in sorted(ranks.items(), key=lambda entry: entry[1]):
-        cuts = [(token[:cut], token[cut:]) for cut in range(1, len(token))]
+    for whole, _ in sorted(ranks.items(), key=lambda entry: entry[1]):
+        cuts = [(whole[:cut], whole[cut:]) for cut in range(1, len(whole))]
         both = [(left, right) for left, right in cuts if left in ranks and right in ranks]
         both.sort(key=lambda pair: (ranks[pair[0]], ranks[pair[1]]))
         merges += [[to_characters(left), to_characters(right)] for left, right in both]
     pattern = pattern or (GPT2 if len(ranks) <= 51_000 else LLAMA3)
     cut = _sequence("pretokenizers", [_split_step(pattern), _bytewise(cuts=False)])
-    vocab = {to_characters(token): rank for token, rank in ranks.items()}
+    vocab = {to_characters(letters): rank for letters, rank in ranks.items()}
     return JsonTokenizer(_byte_level(vocab, merges, cut, whole=True), path)
 
 
@@ -453,7 +453,7 @@ def _vocab_txt(path: Path, text: str) -> Tokenizer:
 
 
 def _bert(ids: dict[str, int], *, lowercase: bool) -> dict[str, Any]:
-    model = {"type": "WordPiece", "vocab": ids, "unk_token": "[UNK]"}
+    model: dict[str, Any] = {"type": "WordPiece", "vocab": ids, "unk_token": "[UNK]"}
     model |= {"continuing_subword_prefix": "##", "max_input_chars_per_word": 100}
     normalizer = {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True, "strip_accents": None}
     special = [name for name in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if name in ids]
@@ -685,7 +685,7 @@ def _examples(rng: np.random.Generator) -> dict[str, Any]:
     added = [_added_token(size, "[x]", special=True), _added_token(size + 1, "to", special=False)]
     added[0] |= {"lstrip": bool(rng.integers(2)), "rstrip": bool(rng.integers(2))}
     added[1] |= {"normalized": True, "single_word": bool(rng.integers(2))}
-    around = {
+    around: dict[str, Any] = {
         "type": "TemplateProcessing",
         "pair": [],
         "special_tokens": {"[x]": {"id": "[x]", "ids": [size], "tokens": ["[x]"]}},

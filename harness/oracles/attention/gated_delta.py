@@ -54,12 +54,15 @@ def in_chunks(
     log_decay_BTKG: np.ndarray,
     state_BKGMH: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
+    import inspect
+
     import torch
     from transformers.models.qwen3_next import modeling_qwen3_next
 
     unscaled_BTKM = q_BTKM * q_BTKM.shape[-1] ** 0.5  # it always divides by this; the paper does not
     v_BTNH, beta_BTN, log_decay_BTN = (torch.tensor(x).flatten(2, 3) for x in (v_BTKGH, beta_BTKG, log_decay_BTKG))
-    out_BTNH, after_BNMH = modeling_qwen3_next.torch_chunk_gated_delta_rule(
+    plain = inspect.unwrap(modeling_qwen3_next.torch_chunk_gated_delta_rule)  # else it hands over to fla's GPU kernel
+    out_BTNH, after_BNMH = plain(
         torch.tensor(unscaled_BTKM),
         torch.tensor(k_BTKM),
         v_BTNH,

@@ -1,6 +1,8 @@
 """Byte-level BPE on one core: published patterns cut by hand-written rules over a class table, words remembered, pairs hashed.
 
-A piece seen before costs one hash of its bytes; a new short one is merged by scanning, a long one through a heap.
+A word of ASCII letters is cut eight bytes at a time. A piece of up to 16 bytes is its own key, two numbers, and a recent one
+is found in one look; another seen before costs a hash of its bytes; a new short one is merged by scanning, a long one
+through a heap.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numba import njit
 
+from llmlab.kernels.numba_bits import eight_bytes, trailing_zeros
 from llmlab.kernels.tokenizers._merging_numba import LONGEST_KEPT, find, merge, pair_table, remember, word_memory
 from llmlab.kernels.twin import twin
 from llmlab.reference.tokenizers._byte_level import GPT2, LLAMA3, QWEN2, compiled
@@ -21,6 +24,12 @@ from llmlab.reference.tokenizers.byte_bpe import BYTE_BPE, Vocabulary, encode, p
 
 OTHER, LETTER, NUMBER, SPACE, NEWLINE = range(5)
 RULES = {GPT2: 0, LLAMA3: 1, QWEN2: 2}
+
+RECENT = 14
+"""Bits of the number of slots for recent pieces: they should stay in the second level of cache."""
+PADDING = bytes(32)
+"""After a text, so that looking ahead stays inside."""
+NEVER = 255
 
 
 @twin(BYTE_BPE, backend="numba", dtypes=("float64",))
@@ -34,23 +43,34 @@ def tokenize(vocabulary: Vocabulary, text: str | bytes) -> list[int]:
             ids.append(part)
             continue
         try:
-            data = np.frombuffer(part.encode(), np.uint8)
+            data = np.frombuffer(part.encode() + PADDING, np.uint8)
         except UnicodeEncodeError:  # bytes that are no text, which the rules do not know
             ids += encode(vocabulary, text=part.encode("utf-8", "surrogateescape"), special=False, merge_piece=tables.merge)
             continue
-        out = np.empty(data.size, np.int32)
-        count = _encode(data, RULES[vocabulary.pattern], classes(), tables.bytes_, *tables.pairs, *tables.words, out)
+        size, rule = data.size - len(PADDING), RULES[vocabulary.pattern]
+        out = np.empty(size, np.int32)
+        lists = (tables.bytes_, *tables.pairs, *tables.words, tables.recent)
+        count = _encode(data, size, rule, least_lengths(rule), classes(), *lists, out)
         ids += out[:count].tolist()
     return ids
 
 
 @dataclass
 class _Tables:
-    """A vocabulary as arrays: ids of bytes; pairs as an open hash table; remembered words as another, with their arenas."""
+    """A vocabulary as arrays.
+
+    Attributes:
+        bytes_: ids of bytes.
+        pairs: an open hash table of them.
+        words: remembered words as another, with their arenas.
+        recent: the last piece of up to 16 bytes that fell on each slot, as two numbers; then how many ids it has << 32 | the
+            only one, or where they lie among those of the words.
+    """
 
     bytes_: np.ndarray
     pairs: tuple[np.ndarray, np.ndarray, np.ndarray]
     words: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+    recent: np.ndarray
 
     def merge(self, _: Any, ids: Sequence[int]) -> list[int]:
         """`reference.tokenizers.byte_bpe.merge` over the hash table."""
@@ -66,7 +86,10 @@ def tables_of(vocabulary: Vocabulary) -> _Tables:
     if vocabulary not in _tables:
         known = [entry for entry in vocabulary.ids.items() if len(entry[0]) <= LONGEST_KEPT] if vocabulary.whole_pieces else []
         _tables[vocabulary] = _Tables(
-            np.array(vocabulary.byte_ids, np.int32), pair_table(vocabulary.pairs), word_memory(dict(known))
+            np.array(vocabulary.byte_ids, np.int32),
+            pair_table(vocabulary.pairs),
+            word_memory(dict(known)),
+            np.zeros((1 << RECENT, 4), np.uint64),
         )
     return _tables[vocabulary]
 
@@ -83,33 +106,92 @@ def classes() -> np.ndarray:
     return kind
 
 
+@cache
+def least_lengths(rule: int) -> np.ndarray:
+    """For each first byte: how many bytes it and the ASCII letters behind it must be to make a piece, NEVER for not so."""
+    kinds, least = classes(), np.full(256, NEVER, np.uint8)
+    for byte in range(128):
+        if kinds[byte] == LETTER:
+            least[byte] = 1
+        elif byte == ord(" ") or (rule != RULES[GPT2] and byte != ord("'") and kinds[byte] in (OTHER, SPACE)):
+            least[byte] = 2
+    return least
+
+
 @njit(cache=True)
-def _encode(data, rule, kinds, byte_ids, keys, ranks, merged, table, arena, kept_ids, state, out):
-    count, place, n = 0, 0, data.size
+def _encode(data, n, rule, least, kinds, byte_ids, keys, ranks, merged, table, arena, kept_ids, state, recent, out):
+    count, place = 0, 0
     while place < n:
-        end = _gpt2_end(data, place, n, kinds) if rule == 0 else _llama3_end(data, place, n, kinds, 3 if rule == 1 else 1)
-        length = end - place
+        length = _letters_length(data, place)
+        if length < least[data[place]] or data[place + length] >= 0x80:  # the rules see every other piece
+            if rule == 0:
+                length = _gpt2_end(data, place, n, kinds) - place
+            else:
+                length = _llama3_end(data, place, n, kinds, 3 if rule == 1 else 1) - place
+        short = length <= 16 and data[place + length - 1] != 0  # then no other piece has the same two numbers
+        low, high, spot = np.uint64(0), np.uint64(0), np.int64(0)
+        if short:
+            low, high = eight_bytes(data, place), eight_bytes(data, place + 8)
+            if length <= 8:
+                low, high = low & _ALL >> np.uint64(64 - 8 * length), np.uint64(0)
+            else:
+                high &= _ALL >> np.uint64(128 - 8 * length)
+            mixed = (low ^ (high * _ODD ^ high >> np.uint64(32))) * _ODD
+            spot = np.int64(mixed >> np.uint64(64 - RECENT))
+            if recent[spot, 0] == low and recent[spot, 1] == high:
+                size, first = np.int64(recent[spot, 2] >> np.uint64(32)), np.int64(recent[spot, 2] & _HALF)
+                if size == 1:
+                    out[count] = first
+                else:
+                    for i in range(size):
+                        out[count + i] = kept_ids[first + i]
+                count += size
+                place += length
+                continue
         slot = -1
         if length <= LONGEST_KEPT:
             slot = find(data, place, length, table, arena)
-            if table[slot, 0] >= 0:
-                first = table[slot, 2]
-                for i in range(table[slot, 3]):
-                    out[count + i] = kept_ids[first + i]
-                count += table[slot, 3]
-                place = end
-                continue
-        for i in range(length):
-            out[count + i] = byte_ids[data[place + i]]
-        size = merge(out[count : count + length], length, keys, ranks, merged)
-        if slot >= 0:
-            remember(data, place, length, out[count : count + size], slot, table, arena, kept_ids, state)
+        if slot < 0 or table[slot, 0] < 0:
+            for i in range(length):
+                out[count + i] = byte_ids[data[place + i]]
+            size = merge(out[count : count + length], length, keys, ranks, merged)
+            if slot >= 0:
+                remember(data, place, length, out[count : count + size], slot, table, arena, kept_ids, state)
+        else:
+            first, size = np.int64(table[slot, 2]), np.int64(table[slot, 3])
+            for i in range(size):
+                out[count + i] = kept_ids[first + i]
+        if short and (size == 1 or table[slot, 0] >= 0):
+            where = np.int64(out[count]) if size == 1 else np.int64(table[slot, 2])
+            recent[spot, 0], recent[spot, 1], recent[spot, 2] = low, high, np.uint64(size << 32 | where)
         count += size
-        place = end
+        place += length
     return count
 
 
-@njit(cache=True)
+_ALL, _HALF, _ODD = np.uint64(0xFFFFFFFFFFFFFFFF), np.uint64(0xFFFFFFFF), np.uint64(0x9E3779B97F4A7C15)
+_HIGH_BITS, _LOW_BITS, _CASE = np.uint64(0x8080808080808080), np.uint64(0x7F7F7F7F7F7F7F7F), np.uint64(0x2020202020202020)
+_TO_A, _PAST_Z = np.uint64(0x0101010101010101 * (0x80 - 0x61)), np.uint64(0x0101010101010101 * (0x80 - 0x7B))
+
+
+@njit(cache=True, forceinline=True)
+def _no_letters(bytes_):
+    """The highest bit of every one of eight bytes that is no ASCII letter."""
+    lower = (bytes_ | _CASE) & _LOW_BITS
+    return ~((lower + _TO_A) & ~(lower + _PAST_Z) & ~bytes_) & _HIGH_BITS
+
+
+@njit(cache=True, forceinline=True)
+def _letters_length(data, place):
+    """One byte and the ASCII letters behind it, 0 where 16 bytes do not show their end."""
+    ends = _no_letters(eight_bytes(data, place)) & ~np.uint64(0xFF)
+    if ends:
+        return trailing_zeros(ends) >> 3
+    ends = _no_letters(eight_bytes(data, place + 8))
+    return 8 + (trailing_zeros(ends) >> 3) if ends else 0
+
+
+@njit(cache=True, forceinline=True)
 def _kind(data, i, kinds):
     """Class and byte length of the character at i."""
     lead = np.int64(data[i])
@@ -123,7 +205,7 @@ def _kind(data, i, kinds):
     return kinds[high | np.int64(data[i + 2] & 0x3F) << 6 | (data[i + 3] & 0x3F)], 4
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _run(data, i, n, kinds, kind, most):
     """Where a run of at most `most` characters of one class ends."""
     while i < n and most:

@@ -8,7 +8,8 @@ import regex
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmlab.kernels.tokenizers.byte_bpe_numba import LONGEST_KEPT, SCANNED, classes, tables_of, tokenize
+from llmlab.kernels.tokenizers._merging_numba import LONGEST_KEPT, SCANNED
+from llmlab.kernels.tokenizers.byte_bpe_numba import classes, tables_of, tokenize
 from llmlab.reference.tokenizers._byte_level import GPT2, LLAMA3, QWEN2
 from llmlab.reference.tokenizers.byte_bpe import Vocabulary, babble, encode, from_ranks, train
 
@@ -38,6 +39,19 @@ def test_pieces_are_cut_like_the_pattern_cuts_them(pattern: str, text: str) -> N
 @given(text=st.text())
 def test_any_text_gives_the_same_ids(pattern: str, text: str) -> None:
     assert tokenize(learned(pattern), text) == encode(learned(pattern), text)
+
+
+WORDS = st.lists(
+    st.tuples(st.sampled_from(["", " ", "(", "'", "\t", "\n", "\0", "é"]), st.text(alphabet="az", max_size=18)), max_size=6
+)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@given(words=WORDS, end=st.sampled_from(["", "\0", "é", "[", "`", "{"]))
+def test_words_around_every_length_that_is_read_at_once(pattern: str, words: list[tuple[str, str]], end: str) -> None:
+    text = "".join(lead + word for lead, word in words) + end
+    for _ in range(2):
+        assert tokenize(learned(pattern), text) == encode(learned(pattern), text)
 
 
 @given(data=st.binary())

@@ -3,7 +3,9 @@
 import contextlib
 import dataclasses
 import random
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -149,11 +151,17 @@ def test_what_is_trained_elsewhere_is_read() -> None:
 # Real vocabularies
 
 
+@cache
+def loaded(path: Path) -> tuple[Model, Any]:
+    """A real model, as it is read here and by the library, once for all tests."""
+    spm = pytest.importorskip("sentencepiece", reason="needs sentencepiece")
+    return read_model(path), spm.SentencePieceProcessor(model_file=str(path))
+
+
 @pytest.mark.data
 @pytest.mark.parametrize("name", FILES)
 def test_real_models_give_the_ids_of_the_library(name: str, folder: Path, nasty: list[str]) -> None:
-    spm = pytest.importorskip("sentencepiece", reason="needs sentencepiece")
-    ours, theirs = read_model(folder / name), spm.SentencePieceProcessor(model_file=str(folder / name))
+    ours, theirs = loaded(folder / name)
     assert len(nasty) > 500
     assert [encode(ours, text) for text in nasty] == theirs.encode(nasty)
     for text in nasty[::5]:
@@ -163,8 +171,7 @@ def test_real_models_give_the_ids_of_the_library(name: str, folder: Path, nasty:
 @pytest.mark.data
 @pytest.mark.parametrize("name", FILES)
 def test_real_models_decode_any_ids_as_the_library(name: str, folder: Path) -> None:
-    spm = pytest.importorskip("sentencepiece", reason="needs sentencepiece")
-    ours, theirs = read_model(folder / name), spm.SentencePieceProcessor(model_file=str(folder / name))
+    ours, theirs = loaded(folder / name)
     draw = random.Random(3)
     drawn = [[draw.randrange(draw.choice([300, len(ours.pieces)])) for _ in range(draw.randint(0, 12))] for _ in range(300)]
     assert [decode(ours, ids) for ids in drawn] == [theirs.decode(ids) for ids in drawn]

@@ -52,8 +52,8 @@ def settled(nasty: list[str]) -> list[str]:
 def nasty() -> list[str]:
     """Over five hundred texts: runs, mixtures of signs that patterns treat specially, and characters from all of Unicode."""
     draw, count = random.Random(7), 480
-    fixed = ["", *(run * times for run in RUNS for times in (1, 2, 3, 7, 64, 300)), *SIGNS]
-    mixed = ["".join(draw.choices(SIGNS, k=draw.randint(1, 30))) for _ in range(count // 2)]
+    fixed = ["", *(run * times for run in RUNS for times in (1, 2, 3, 7, 40, 130)), *SIGNS]
+    mixed = ["".join(draw.choices(SIGNS, k=draw.randint(1, 12))) for _ in range(count // 2)]
     anything = [
         "".join(
             chr(draw.choice([draw.randrange(0xD800), draw.randrange(0xE000, 0x110000)])) for _ in range(draw.randint(1, 20))
@@ -61,7 +61,7 @@ def nasty() -> list[str]:
         for _ in range(count // 4)
     ]
     old = ["".join(map(chr, draw.choices(SETTLED, k=draw.randint(1, 20)))) for _ in range(count // 2)]
-    words = [babble(np.random.default_rng(seed), 30) for seed in range(count // 4)]
+    words = [babble(np.random.default_rng(seed), 8) for seed in range(count // 4)]
     return fixed + mixed + anything + old + words
 
 

@@ -84,10 +84,10 @@ def test_the_comparison_refuses_one_wrong_id() -> None:
 
 
 @pytest.mark.parametrize("kind", ["unigram", "bpe"])
-def test_a_megabyte_of_one_letter(kind: str) -> None:
+def test_a_long_run_of_one_letter(kind: str) -> None:
     """Steps are counted where they are made, in the tests of BPE and Unigram; here that nothing else is quadratic."""
     whole = model(kind=kind)
-    assert len(encode(whole, "a" * 1_000_000)) == 1_000_000
+    assert len(encode(whole, "a" * 200_000)) == 200_000
 
 
 BROKEN = {

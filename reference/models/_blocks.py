@@ -8,6 +8,7 @@ N = K * G query heads, H head width, R rotated pairs, C latent width, E experts,
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -260,35 +261,66 @@ def linear(own: Own, name: str, x_BTI: np.ndarray) -> np.ndarray:
 
 
 def dims_of(config: ModelConfig, *, B: int, T: int, S: int) -> dict[str, int]:
-    """The sizes the cost of a dense model is a function of: B sequences, T new tokens in each, S tokens seen at the end."""
-    return {
-        "B": B,
-        "T": T,
-        "S": S,
-        "L": config.num_hidden_layers,
-        "D": config.hidden_size,
-        "F": config.intermediate_size,
-        "K": config.num_key_value_heads,
-        "G": config.group_size,
-        "H": config.head_dim,
-        "V": config.vocab_size,
-    }
+    """The sizes the cost of a decoder is a function of: B sequences, T new tokens in each, S tokens seen at the end.
 
-
-def dense_cost(d: Dims) -> Cost:
-    """Work of T new tokens in each of B sequences: every matrix once, attention over the pairs seen, logits of every token.
-
-    Reads each weight once, the cached keys and values of S - T tokens, and the embedding rows of the new tokens; writes
-    their keys and values and the logits. Norms, rotations and activations are left out: they are a hundredth of it.
+    Beside the letters above: L layers, O of them sparse; U width of gate and up projections together; I width of a value head;
+    A experts a token visits, X width of the one all visit, Y outputs of its gate; Q query latent; W width of the embedding
+    where it is projected. A size the architecture has not is 0; with a latent, H and R are those of its queries and keys.
     """
-    tokens, width = d["B"] * d["T"], d["K"] * d["G"] * d["H"]
-    cached = d["L"] * d["K"] * d["H"] * 2
-    matrices = d["L"] * (d["D"] * (2 * width + 2 * d["K"] * d["H"]) + 3 * d["D"] * d["F"]) + d["V"] * d["D"]
+    c, m = config, config.latent
+    return {
+        "B": B, "T": T, "S": S, "L": c.num_hidden_layers, "O": sum(c.sparse_layers),
+        "D": c.hidden_size, "V": c.vocab_size, "W": c.embedding_width,
+        "F": c.intermediate_size, "U": c.intermediate_size * (1 + c.gated_mlp),
+        "K": c.num_key_value_heads, "G": c.group_size,
+        "H": m.nope_width + m.rope_width if m else c.head_dim, "I": m.value_width if m else c.head_dim,
+        "Q": m.query_rank if m else 0, "C": m.kv_rank if m else 0, "R": m.rope_width if m else 0,
+        "E": c.num_experts, "A": c.num_experts_per_tok, "M": c.moe_intermediate_size,
+        "X": c.shared_expert_intermediate_size, "Y": int(c.shared_expert_gate and c.shared_expert_intermediate_size > 0),
+    }  # fmt: skip
+
+
+def decoder_cost(d: Dims) -> Cost:
+    """Work of T new tokens in each of B sequences: every matrix once, of experts those visited, attention over the pairs seen
+    (a window's are counted in full), logits of every token.
+
+    Reads each matrix once, of experts as many as the tokens can visit, the norms' weights, what is kept of S - T tokens, and
+    the embedding rows of the new ones; writes what is kept of those, and the logits. Norms, rotations, activations and biases
+    are left out otherwise: they are a hundredth of it.
+    """
+    D, L, N, tokens = d["D"], d["L"], d["K"] * d["G"], d["B"] * d["T"]
+    attention = D * (N * d["H"] + d["K"] * (d["H"] + d["I"]) + N * d["I"])
+    kept = d["K"] * (d["H"] + d["I"])
+    if d["C"]:
+        queries = d["Q"] * (D + N * d["H"]) if d["Q"] else D * N * d["H"]
+        kept = d["C"] + d["R"]
+        attention = queries + D * kept + d["C"] * N * (d["H"] - d["R"] + d["I"]) + N * d["I"] * D
+    dense, expert = D * (d["U"] + d["F"]), 3 * D * d["M"]
+    every_token = L * attention + (L - d["O"]) * dense + d["O"] * D * (d["E"] + 3 * d["X"] + d["Y"])
+    every_token += d["V"] * (d["W"] or D) + 2 * d["W"] * D
+    read = every_token + d["O"] * expert * min(d["E"], d["A"] * tokens)
+    pairs = d["B"] * L * causal_pairs(d["T"], d["S"])
     return Cost(
-        flops=2 * tokens * matrices + 4 * d["B"] * d["L"] * width * causal_pairs(d["T"], d["S"]),
-        elements_read=matrices + (2 * d["L"] + 1) * d["D"] + tokens * d["D"] + cached * d["B"] * (d["S"] - d["T"]),
-        elements_written=cached * tokens + tokens * d["V"],
+        flops=2 * tokens * (every_token + d["O"] * d["A"] * expert) + 2 * N * (d["H"] + d["I"]) * pairs,
+        elements_read=read + (2 * L + 1) * D + tokens * (d["W"] or D) + L * kept * d["B"] * (d["S"] - d["T"]),
+        elements_written=L * kept * tokens + tokens * d["V"],
     )
+
+
+def few_layers(name: str, preset_name: str, layers: int, **changes: Any) -> dict[str, Callable[..., dict[str, Any]]]:
+    """A benchmark shape for a family's `Procedure`: the first layers of a published model, drawn weights, prefill of 32."""
+
+    def make(rng: np.random.Generator) -> dict[str, Any]:
+        from llmlab.reference.models._presets import preset
+
+        published = preset(preset_name)
+        assert published is not None, preset_name
+        cut = {each: getattr(published, each)[:layers] for each in ("sparse_layers", "windowed_layers")}
+        config = replace(published, **{"name": name, "num_hidden_layers": layers, **cut, **changes})
+        ids_BT = rng.integers(0, config.vocab_size, (1, 32))
+        return {"config": config, "weights": random_weights(config, rng), "ids_BT": ids_BT}
+
+    return {f"{name}, prefill 32": make}
 
 
 def drawn(architecture: Architecture, name: str, seed: int = 0) -> tuple[ModelConfig, dict[str, np.ndarray]]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from llmlab.reference.models._architecture import Architecture, tiny
-from llmlab.reference.models._blocks import drawn_from, forward, same_logits
+from llmlab.reference.models._blocks import decoder_cost, drawn_from, few_layers, forward, same_logits
 from llmlab.reference.models._config import Fields, ModelConfig
 from llmlab.reference.models._read import llama_like
 from llmlab.reference.models._weights import Weights
@@ -46,4 +46,5 @@ ARCHITECTURE = Architecture(
     names={f"self_attn.{x}_proj": "self_attn.W_pack" for x in "qkv"},
 )
 
-BAICHUAN = Procedure(baichuan, drawn_from(ARCHITECTURE), "arXiv:2309.10305", same=same_logits)
+SHAPES = few_layers("a layer of baichuan2-7b, 16k tokens", "Baichuan2-7B-Base", 1, vocab_size=1 << 14)
+BAICHUAN = Procedure(baichuan, drawn_from(ARCHITECTURE), "arXiv:2309.10305", same=same_logits, cost=decoder_cost, shapes=SHAPES)

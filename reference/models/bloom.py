@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from llmlab.reference.models._architecture import TINY, Architecture
-from llmlab.reference.models._blocks import drawn_from, forward, same_logits
+from llmlab.reference.models._blocks import decoder_cost, drawn_from, few_layers, forward, same_logits
 from llmlab.reference.models._config import Fields, ModelConfig
 from llmlab.reference.models._read import BIASED, sizes
 from llmlab.reference.models._weights import Weights
@@ -50,4 +50,5 @@ ARCHITECTURE = Architecture(
     grouped=True,
 )
 
-BLOOM = Procedure(bloom, drawn_from(ARCHITECTURE), "arXiv:2211.05100", same=same_logits)
+SHAPES = few_layers("four layers of bloom-560m, 64k tokens", "bloom-560m", 4, vocab_size=1 << 16)
+BLOOM = Procedure(bloom, drawn_from(ARCHITECTURE), "arXiv:2211.05100", same=same_logits, cost=decoder_cost, shapes=SHAPES)

@@ -13,8 +13,8 @@ import numpy as np
 
 from llmlab.reference.errors import InputError
 from llmlab.reference.models._architecture import Architecture, tiny
-from llmlab.reference.models._blocks import drawn_from, forward, same_logits
-from llmlab.reference.models._config import Fields, ModelConfig, Routing
+from llmlab.reference.models._blocks import decoder_cost, drawn_from, few_layers, forward, same_logits
+from llmlab.reference.models._config import Fields, LatentAttention, ModelConfig, Routing
 from llmlab.reference.models._families import latent
 from llmlab.reference.models._read import experts, llama_like
 from llmlab.reference.models._weights import Weights
@@ -69,4 +69,8 @@ ARCHITECTURE = Architecture(
     },
 )
 
-DEEPSEEK = Procedure(deepseek, drawn_from(ARCHITECTURE), "arXiv:2412.19437", same=same_logits)
+_QUARTER: dict[str, Any] = {"hidden_size": 1792, "num_attention_heads": 32, "num_key_value_heads": 32, "num_experts": 64}
+_QUARTER |= {"intermediate_size": 4608, "moe_intermediate_size": 512, "shared_expert_intermediate_size": 512}
+_QUARTER |= {"latent": LatentAttention(384, 128, 128, 64, 128), "sparse_layers": (False, True), "vocab_size": 1 << 15}
+SHAPES = few_layers("a dense and a sparse layer of deepseek-v3 at a quarter of its widths", "DeepSeek-V3", 2, **_QUARTER)
+DEEPSEEK = Procedure(deepseek, drawn_from(ARCHITECTURE), "arXiv:2412.19437", same=same_logits, cost=decoder_cost, shapes=SHAPES)

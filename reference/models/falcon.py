@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from llmlab.reference.models._architecture import TINY, Architecture
-from llmlab.reference.models._blocks import drawn_from, forward, same_logits
+from llmlab.reference.models._blocks import decoder_cost, drawn_from, few_layers, forward, same_logits
 from llmlab.reference.models._config import Fields, ModelConfig
 from llmlab.reference.models._read import BIASED, activation, rotary, sizes
 from llmlab.reference.models._weights import Weights
@@ -73,4 +73,5 @@ ARCHITECTURE = Architecture(
     grouped=True,
 )
 
-FALCON = Procedure(falcon, drawn_from(ARCHITECTURE), "arXiv:2311.16867", same=same_logits)
+SHAPES = few_layers("a layer of falcon-7b, 16k tokens", "falcon-7b", 1, vocab_size=1 << 14)
+FALCON = Procedure(falcon, drawn_from(ARCHITECTURE), "arXiv:2311.16867", same=same_logits, cost=decoder_cost, shapes=SHAPES)

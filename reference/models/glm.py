@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from llmlab.reference.models._architecture import Architecture, tiny
-from llmlab.reference.models._blocks import drawn_from, forward, same_logits
+from llmlab.reference.models._blocks import decoder_cost, drawn_from, few_layers, forward, same_logits
 from llmlab.reference.models._config import Fields, ModelConfig
 from llmlab.reference.models._read import llama_like
 from llmlab.reference.models._weights import Weights
@@ -43,4 +43,5 @@ ARCHITECTURE = Architecture(
     names={"mlp.gate_proj": "mlp.gate_up_proj", "mlp.up_proj": "mlp.gate_up_proj"},
 )
 
-GLM = Procedure(glm, drawn_from(ARCHITECTURE), "arXiv:2406.12793", same=same_logits)
+SHAPES = few_layers("a layer of glm-4-9b, 16k tokens", "glm-4-9b", 1, vocab_size=1 << 14)
+GLM = Procedure(glm, drawn_from(ARCHITECTURE), "arXiv:2406.12793", same=same_logits, cost=decoder_cost, shapes=SHAPES)

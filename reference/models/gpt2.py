@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from llmlab.reference.models._architecture import Architecture
-from llmlab.reference.models._blocks import drawn_from, forward, same_logits
+from llmlab.reference.models._blocks import decoder_cost, drawn_from, few_layers, forward, same_logits
 from llmlab.reference.models._config import Fields, ModelConfig
 from llmlab.reference.models._read import BIASED, activation, sizes
 from llmlab.reference.models._weights import Weights
@@ -53,4 +53,5 @@ ARCHITECTURE = Architecture(
     transposed=True,
 )
 
-GPT2 = Procedure(gpt2, drawn_from(ARCHITECTURE), "Radford et al. 2019", same=same_logits)
+SHAPES = few_layers("four layers of gpt2-124m", "gpt2", 4)
+GPT2 = Procedure(gpt2, drawn_from(ARCHITECTURE), "Radford et al. 2019", same=same_logits, cost=decoder_cost, shapes=SHAPES)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from llmlab.reference.models._architecture import Architecture, tiny
-from llmlab.reference.models._blocks import drawn_from, forward, same_logits
+from llmlab.reference.models._blocks import decoder_cost, drawn_from, few_layers, forward, same_logits
 from llmlab.reference.models._config import Fields, ModelConfig
 from llmlab.reference.models._read import activation, rotary, sizes
 from llmlab.reference.models._weights import Weights
@@ -56,4 +56,5 @@ ARCHITECTURE = Architecture(
     stored={"lm_head.weight": ("embed_out.weight",)},
 )
 
-GPT_NEOX = Procedure(gpt_neox, drawn_from(ARCHITECTURE), "arXiv:2204.06745", same=same_logits)
+SHAPES = few_layers("four layers of pythia-160m", "pythia-160m", 4)
+GPT_NEOX = Procedure(gpt_neox, drawn_from(ARCHITECTURE), "arXiv:2204.06745", same=same_logits, cost=decoder_cost, shapes=SHAPES)

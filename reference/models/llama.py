@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from llmlab.reference.models._architecture import Architecture, tiny
-from llmlab.reference.models._blocks import Cache, Seen, decoder, dense_cost, drawn_from, same_logits
+from llmlab.reference.models._blocks import Cache, Seen, decoder, decoder_cost, drawn_from, same_logits
 from llmlab.reference.models._config import Fields, ModelConfig
 from llmlab.reference.models._read import llama_like
 from llmlab.reference.models._weights import Weights, check_weights, random_weights
@@ -91,6 +91,6 @@ LLAMA = Procedure(
     examples=drawn_from(ARCHITECTURE),
     paper="arXiv:2302.13971",
     same=same_logits,
-    cost=dense_cost,
+    cost=decoder_cost,
     shapes={"four layers of smollm-135m, prefill 128": _prefill},
 )

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from llmlab.reference.models._architecture import Architecture, tiny
-from llmlab.reference.models._blocks import drawn_from, forward, same_logits
+from llmlab.reference.models._blocks import decoder_cost, drawn_from, few_layers, forward, same_logits
 from llmlab.reference.models._config import Fields, ModelConfig
 from llmlab.reference.models._read import llama_like, windows
 from llmlab.reference.models._weights import Weights
@@ -37,4 +37,5 @@ ARCHITECTURE = Architecture(
     ("mistral",), read, tiny("mistral", _VARIANTS, num_attention_heads=4, num_key_value_heads=2, head_dim=6)
 )
 
-MISTRAL = Procedure(mistral, drawn_from(ARCHITECTURE), "arXiv:2310.06825", same=same_logits)
+SHAPES = few_layers("a layer of mistral-7b, 16k tokens", "Mistral-7B-v0.1", 1, vocab_size=1 << 14)
+MISTRAL = Procedure(mistral, drawn_from(ARCHITECTURE), "arXiv:2310.06825", same=same_logits, cost=decoder_cost, shapes=SHAPES)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from llmlab.reference.models._architecture import Architecture, tiny
-from llmlab.reference.models._blocks import drawn_from, forward, same_logits
+from llmlab.reference.models._blocks import decoder_cost, drawn_from, few_layers, forward, same_logits
 from llmlab.reference.models._config import Fields, ModelConfig
 from llmlab.reference.models._read import experts, llama_like, windows
 from llmlab.reference.models._weights import Weights
@@ -46,4 +46,6 @@ ARCHITECTURE = Architecture(
     },
 )
 
-MIXTRAL = Procedure(mixtral, drawn_from(ARCHITECTURE), "arXiv:2401.04088", same=same_logits)
+_QUARTER = {"hidden_size": 1024, "moe_intermediate_size": 3584, "num_attention_heads": 8, "num_key_value_heads": 2}
+SHAPES = few_layers("two layers of mixtral-8x7b at a quarter of its widths", "Mixtral-8x7B-v0.1", 2, **_QUARTER)
+MIXTRAL = Procedure(mixtral, drawn_from(ARCHITECTURE), "arXiv:2401.04088", same=same_logits, cost=decoder_cost, shapes=SHAPES)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from llmlab.reference.models._architecture import Architecture, tiny
-from llmlab.reference.models._blocks import drawn_from, forward, same_logits
+from llmlab.reference.models._blocks import decoder_cost, drawn_from, few_layers, forward, same_logits
 from llmlab.reference.models._config import Fields, ModelConfig
 from llmlab.reference.models._read import BIASED, activation, sizes
 from llmlab.reference.models._weights import Weights
@@ -57,4 +57,5 @@ ARCHITECTURE = Architecture(
     },
 )
 
-OPT = Procedure(opt, drawn_from(ARCHITECTURE), "arXiv:2205.01068", same=same_logits)
+SHAPES = few_layers("four layers of opt-125m", "opt-125m", 4)
+OPT = Procedure(opt, drawn_from(ARCHITECTURE), "arXiv:2205.01068", same=same_logits, cost=decoder_cost, shapes=SHAPES)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from llmlab.reference.models._architecture import Architecture, tiny
-from llmlab.reference.models._blocks import drawn_from, forward, same_logits
+from llmlab.reference.models._blocks import decoder_cost, drawn_from, few_layers, forward, same_logits
 from llmlab.reference.models._config import Fields, ModelConfig
 from llmlab.reference.models._read import BIASED, activation, llama_like, rotary, sizes, windows
 from llmlab.reference.models._weights import Weights
@@ -66,4 +66,5 @@ ARCHITECTURE = Architecture(
     names_of=lambda config: _PHI3_NAMES if config.model_type == "phi3" else _PHI_NAMES,
 )
 
-PHI = Procedure(phi, drawn_from(ARCHITECTURE), "arXiv:2309.05463", same=same_logits)
+SHAPES = few_layers("two layers of phi-1.5, 32k tokens", "phi-1_5", 2, vocab_size=1 << 15)
+PHI = Procedure(phi, drawn_from(ARCHITECTURE), "arXiv:2309.05463", same=same_logits, cost=decoder_cost, shapes=SHAPES)

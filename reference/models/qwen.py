@@ -13,7 +13,7 @@ import numpy as np
 
 from llmlab.reference.errors import InputError
 from llmlab.reference.models._architecture import Architecture, tiny
-from llmlab.reference.models._blocks import drawn_from, forward, same_logits
+from llmlab.reference.models._blocks import decoder_cost, drawn_from, few_layers, forward, same_logits
 from llmlab.reference.models._config import Fields, ModelConfig
 from llmlab.reference.models._read import experts, llama_like, windows
 from llmlab.reference.models._weights import Weights
@@ -68,4 +68,5 @@ ARCHITECTURE = Architecture(
     tuple(_KEY_VALUE_HEADS), read, tiny("qwen2", _VARIANTS, num_attention_heads=4, num_key_value_heads=2)
 )
 
-QWEN = Procedure(qwen, drawn_from(ARCHITECTURE), "arXiv:2407.10671", same=same_logits)
+SHAPES = few_layers("four layers of qwen2.5-0.5b, 64k tokens", "Qwen2.5-0.5B", 4, vocab_size=1 << 16)
+QWEN = Procedure(qwen, drawn_from(ARCHITECTURE), "arXiv:2407.10671", same=same_logits, cost=decoder_cost, shapes=SHAPES)

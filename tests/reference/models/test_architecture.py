@@ -9,7 +9,7 @@ import pytest
 
 from llmlab.harness.tolerance import error_of
 from llmlab.reference.models._architecture import architecture_of, architectures, unpack
-from llmlab.reference.models._blocks import decoder, dense_cost, dims_of, drawn, forward, matmul_flops
+from llmlab.reference.models._blocks import decoder, decoder_cost, dims_of, drawn, forward, matmul_flops
 from llmlab.reference.models._config import ModelConfig
 from llmlab.simulator.cost.batch import BatchShape
 from llmlab.simulator.model.description import ModelDescription
@@ -150,10 +150,24 @@ def test_the_count_refuses_a_model_without_one_of_its_products() -> None:
     assert ran > matmul_flops(ModelConfig(**{**vars(config), "intermediate_size": 28}), B=1, T=1, S=1)
 
 
-def test_flops_of_a_dense_model_are_those_of_its_declared_cost() -> None:
-    config, _ = drawn(VARIANTS["llama-3"], "llama-3")
+@pytest.mark.parametrize("name", VARIANTS)
+def test_flops_of_a_model_are_those_of_its_declared_cost(name: str) -> None:
+    config = VARIANTS[name].tiny_config(name)
     for T, S in ((1, 1), (1, 9), (4, 9)):
-        assert matmul_flops(config, B=3, T=T, S=S) == dense_cost(dims_of(config, B=3, T=T, S=S)).flops
+        assert matmul_flops(config, B=3, T=T, S=S) == decoder_cost(dims_of(config, B=3, T=T, S=S)).flops
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_declared_reads_are_every_matrix_and_what_is_kept_of_earlier_tokens(name: str) -> None:
+    config, B, T = VARIANTS[name].tiny_config(name), 3, 20  # enough tokens to visit every expert
+    tables = ("model.embed_tokens.weight", "model.embed_positions.weight")
+    shapes = {key: shape for key, shape in config.parameter_shapes().items() if len(shape) > 1 and key not in tables}
+    width = config.embedding_width or config.hidden_size
+    read = sum(map(math.prod, shapes.values())) + config.tie_word_embeddings * config.vocab_size * width
+    read += (2 * config.num_hidden_layers + 1) * config.hidden_size + B * T * width
+    costs = [decoder_cost(dims_of(config, B=B, T=T, S=S)) for S in (T, T + 5)]
+    assert costs[0].elements_read == read
+    assert costs[1].elements_read - read == B * 5 * config.kv_bytes_per_token(1)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "phi-3", "glm-4", "baichuan-7b"])

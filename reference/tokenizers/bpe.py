@@ -89,7 +89,7 @@ def learn_merges(
         for pair in pairwise(word):
             counts[pair] += weights[index]
             where[pair].add(index)
-    heap = [(-count, one) for one, count in counts.items()]
+    heap: list[tuple[int, tuple[int, int]]] = [(-count, one) for one, count in counts.items()]
     heapq.heapify(heap)
     merges: list[tuple[int, int, int]] = []
     while heap and len(symbols) < vocab_size:
@@ -102,7 +102,7 @@ def learn_merges(
         made = number_of.setdefault(joined, len(symbols))
         if made == len(symbols):
             symbols.append(joined)
-        merges.append((*pair, made))
+        merges.append((pair[0], pair[1], made))
         changed: set[tuple[int, int]] = set()
         for index in where.pop(pair):
             old, new = spelled[index], _joined(spelled[index], pair, made)

@@ -1,4 +1,4 @@
-"""Cross-entropy on the CPU: positions in parallel, online log-sum-exp over chunks in cache, one read of the logits."""
+"""Cross-entropy on the CPU: positions in parallel, online log-sum-exp in one pass over the logits."""
 
 import numpy as np
 from numba import njit, prange
@@ -7,7 +7,11 @@ from llmlab.kernels.numba_math import EXACT, SUMMED, as_rows, exp_down, maximum,
 from llmlab.kernels.twin import twin
 from llmlab.reference.layers.cross_entropy import CROSS_ENTROPY, checked_targets
 
-CHUNK = 4096
+CHUNK = 1024
+CEILING = 80.0
+"""Logits are exponentiated at most this far above the shift: finite in float32, and far too large to be kept."""
+SURPRISE = 1e6
+"""A chunk whose exponentials sum to more than this is done again with its own maximum as the shift."""
 
 
 @twin(CROSS_ENTROPY, backend="numba")
@@ -49,25 +53,31 @@ def cross_entropy_backward(
 
 @njit(fastmath=SUMMED, error_model="numpy")
 def _sum_exp(part, shift):
-    total = part.dtype.type(0)
+    ceiling, total = part.dtype.type(CEILING), part.dtype.type(0)
     for v in range(part.size):
-        total += exp_down(part[v] - shift)
+        above = part[v] - shift
+        total += exp_down(ceiling if above > ceiling else above)  # NaN stays
     return total
 
 
 @njit(fastmath=SUMMED, error_model="numpy")
 def log_sum_exp(row):
-    """log sum exp of one row, read once."""
+    """log sum exp of one row, read once; the shift is the maximum of the first chunk, or of one that came as a surprise."""
     kind = row.dtype.type
-    peak, total = kind(-np.inf), kind(0)
+    lowest = kind(-np.inf)
+    shift, total = lowest, kind(0)
     for start in range(0, row.size, CHUNK):
         part = row[start : start + CHUNK]
-        higher = maximum(peak, row_max(part))
-        if higher == kind(-np.inf):
-            continue
-        total = (total * exp_down(peak - higher) if peak > kind(-np.inf) else kind(0)) + _sum_exp(part, higher)
-        peak = higher
-    return peak + np.log(total)
+        part_total = kind(np.inf) if shift == lowest else _sum_exp(part, shift)
+        if not part_total < kind(SURPRISE):  # or NaN
+            higher = maximum(shift, row_max(part))
+            if higher == lowest:
+                continue
+            total *= kind(0) if shift == lowest else exp_down(shift - higher)
+            shift = higher
+            part_total = _sum_exp(part, shift)
+        total += part_total
+    return shift + np.log(total)
 
 
 @njit(parallel=True, cache=True, fastmath=EXACT, error_model="numpy")

@@ -4,6 +4,7 @@ import numpy as np
 from numba import njit, prange
 
 from llmlab.kernels.numba_math import BLOCKS, SUMMED, as_rows, row_sum
+from llmlab.kernels.streaming_stores import STRIP, output_like, rows_per_part, settle, stream
 from llmlab.kernels.twin import twin
 from llmlab.reference.layers.layer_norm import LAYER_NORM
 
@@ -11,8 +12,9 @@ from llmlab.reference.layers.layer_norm import LAYER_NORM
 @twin(LAYER_NORM, backend="numba")
 def layer_norm(x_BTD: np.ndarray, weight_D: np.ndarray, bias_D: np.ndarray, *, eps: float = 1e-5) -> np.ndarray:
     x_MD = as_rows(x_BTD)
-    out_MD = np.empty_like(x_MD)
-    _forward(x_MD, np.ascontiguousarray(weight_D), np.ascontiguousarray(bias_D), x_MD.dtype.type(eps), out_MD)
+    out_MD, streamed = output_like(x_MD)
+    weight_D, bias_D = np.ascontiguousarray(weight_D), np.ascontiguousarray(bias_D)
+    _forward(x_MD, weight_D, bias_D, x_MD.dtype.type(eps), out_MD, streamed)
     return out_MD.reshape(x_BTD.shape)
 
 
@@ -38,12 +40,23 @@ def _mean_and_scale(row, eps):
 
 
 @njit(parallel=True, cache=True, fastmath=SUMMED, error_model="numpy")
-def _forward(x_MD, weight_D, bias_D, eps, out_MD):
-    for m in prange(x_MD.shape[0]):
-        row, out = x_MD[m], out_MD[m]
-        mean, scale = _mean_and_scale(row, eps)
-        for d in range(row.size):
-            out[d] = (row[d] - mean) * scale * weight_D[d] + bias_D[d]
+def _forward(x_MD, weight_D, bias_D, eps, out_MD, streamed):
+    M, D = x_MD.shape
+    rows, width = rows_per_part(x_MD, streamed), STRIP if streamed else D
+    for part in prange((M + rows - 1) // rows):
+        strip = np.empty(STRIP if streamed else 0, x_MD.dtype)
+        for m in range(part * rows, min((part + 1) * rows, M)):
+            mean, scale = _mean_and_scale(x_MD[m], eps)
+            for start in range(0, D, width):
+                row, out = x_MD[m, start : start + width], out_MD[m, start : start + width]
+                weight, bias = weight_D[start : start + width], bias_D[start : start + width]
+                written = strip[: out.size] if streamed else out
+                for d in range(row.size):
+                    written[d] = (row[d] - mean) * scale * weight[d] + bias[d]
+                if streamed:
+                    stream(written, out, x_MD[min(m + 1, M - 1), start : start + width])
+        if streamed:
+            settle()
 
 
 @njit(fastmath=SUMMED, error_model="numpy")

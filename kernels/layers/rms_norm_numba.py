@@ -4,6 +4,7 @@ import numpy as np
 from numba import njit, prange
 
 from llmlab.kernels.numba_math import BLOCKS, SUMMED, as_rows, row_dot
+from llmlab.kernels.streaming_stores import STRIP, output_like, rows_per_part, settle, stream
 from llmlab.kernels.twin import twin
 from llmlab.reference.layers.rms_norm import RMS_NORM
 
@@ -11,8 +12,8 @@ from llmlab.reference.layers.rms_norm import RMS_NORM
 @twin(RMS_NORM, backend="numba")
 def rms_norm(x_BTD: np.ndarray, weight_D: np.ndarray, *, eps: float = 1e-6) -> np.ndarray:
     x_MD = as_rows(x_BTD)
-    out_MD = np.empty_like(x_MD)
-    _forward(x_MD, np.ascontiguousarray(weight_D), x_MD.dtype.type(eps), out_MD)
+    out_MD, streamed = output_like(x_MD)
+    _forward(x_MD, np.ascontiguousarray(weight_D), x_MD.dtype.type(eps), out_MD, streamed)
     return out_MD.reshape(x_BTD.shape)
 
 
@@ -34,12 +35,23 @@ def scale_of(row, eps):
 
 
 @njit(parallel=True, cache=True, fastmath=SUMMED, error_model="numpy")
-def _forward(x_MD, weight_D, eps, out_MD):
-    for m in prange(x_MD.shape[0]):
-        row, out = x_MD[m], out_MD[m]
-        scale = scale_of(row, eps)
-        for d in range(row.size):
-            out[d] = row[d] * scale * weight_D[d]
+def _forward(x_MD, weight_D, eps, out_MD, streamed):
+    M, D = x_MD.shape
+    rows, width = rows_per_part(x_MD, streamed), STRIP if streamed else D
+    for part in prange((M + rows - 1) // rows):
+        strip = np.empty(STRIP if streamed else 0, x_MD.dtype)
+        for m in range(part * rows, min((part + 1) * rows, M)):
+            scale = scale_of(x_MD[m], eps)
+            for start in range(0, D, width):
+                row, out = x_MD[m, start : start + width], out_MD[m, start : start + width]
+                weight = weight_D[start : start + width]
+                written = strip[: out.size] if streamed else out
+                for d in range(row.size):
+                    written[d] = row[d] * scale * weight[d]
+                if streamed:
+                    stream(written, out, x_MD[min(m + 1, M - 1), start : start + width])
+        if streamed:
+            settle()
 
 
 @njit(fastmath=SUMMED, error_model="numpy")

@@ -29,7 +29,7 @@ def mapped(function):
 @pytest.mark.parametrize("name", ["exp", "exp_down"])
 def test_exponentials_are_right_to_one_ulp(name, dtype):
     far = 80.0 if dtype is np.float32 else 700.0
-    x = np.linspace(-far, far if name == "exp" else 0.0, 20001).astype(dtype)
+    x = np.linspace(-far, far, 20001).astype(dtype)
     exact = np.exp(x.astype(np.longdouble))
     error = np.abs(mapped(getattr(numba_math, name))(x) / exact - 1)
     assert error.max() < np.finfo(dtype).eps

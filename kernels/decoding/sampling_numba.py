@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import get_num_threads, njit, prange
 
 from llmlab.kernels.numba_math import SUMMED, exp_down, maximum, row_max, row_sum
 from llmlab.kernels.twin import twin
@@ -34,31 +34,36 @@ def sampling(
     token_B = np.empty(len(logits_BV), np.int64)
     dtype = logits_BV.dtype.type
     shares = np.array([top_p, min_p, typical_p, epsilon, eta])
-    _rows(logits_BV, np.ascontiguousarray(uniform_B), dtype(temperature), top_k, shares, p_BV, token_B)
+    _rows(logits_BV, np.ascontiguousarray(uniform_B), dtype(temperature), top_k, shares, get_num_threads(), p_BV, token_B)
     return p_BV, token_B
 
 
 @njit(parallel=True, error_model="numpy", cache=True)
-def _rows(logits_BV, uniform_B, temperature, top_k, shares, p_BV, token_B):
-    for b in prange(len(logits_BV)):
-        token_B[b] = _row(logits_BV[b], uniform_B[b], temperature, top_k, shares, p_BV[b])
+def _rows(logits_BV, uniform_B, temperature, top_k, shares, threads, p_BV, token_B):
+    parts = min(threads, len(logits_BV))
+    for part in prange(parts):
+        x, key = np.empty_like(logits_BV[0]), np.empty_like(logits_BV[0])  # fresh memory costs more than a pass over it
+        for b in range(len(logits_BV) * part // parts, len(logits_BV) * (part + 1) // parts):
+            token_B[b] = _row(logits_BV[b], uniform_B[b], temperature, top_k, shares, p_BV[b], x, key)
 
 
 @njit(error_model="numpy", cache=True)
-def _row(logits, uniform, temperature, top_k, shares, p):
+def _row(logits, uniform, temperature, top_k, shares, p, x, key):
     top_p, min_p, typical_p, epsilon, eta = shares
     V = logits.size
-    x = logits / temperature
+    for v in range(V):
+        x[v] = logits[v] / temperature
+        key[v] = -x[v]
     if 0 < top_k < V:
-        key = -x
         _drop_above(x, key, _threshold(key, p, float(top_k), True))
     total = _softmax(x, p)
     if not total > 0:  # no distribution: NaN, or all -inf
         return -1
     if top_p < 1:
-        key = -x
-        _drop_above(x, key, _threshold(key, p, top_p, False))
-        _softmax(x, p)
+        threshold = _threshold(key, p, top_p, False)  # what was dropped before has no probability, so its key may stay
+        if min_p > 0 or typical_p < 1 or epsilon > 0 or eta > 0:
+            _drop_above(x, key, threshold)
+        _keep_up_to(p, key, threshold)
     if min_p > 0:
         _drop_below(x, p, p.dtype.type(min_p) * row_max(p), False)
         _softmax(x, p)
@@ -116,10 +121,15 @@ def _reached(key, p, threshold):
     """How much probability, and how many keys, lie at or below the threshold."""
     mass, count = 0.0, 0
     nothing = p.dtype.type(0)
-    for v in range(key.size):
-        below = key[v] <= threshold
-        mass += p[v] if below else nothing
-        count += below
+    for first in range(0, key.size, STRETCH):  # in the row's own precision within a stretch: twice as many lanes
+        some_key, some_p = key[first : first + STRETCH], p[first : first + STRETCH]
+        part, few = nothing, np.int32(0)
+        for v in range(some_key.size):
+            below = some_key[v] <= threshold
+            part += some_p[v] if below else nothing
+            few += np.int32(1) if below else np.int32(0)
+        mass += part
+        count += few
     return mass, count
 
 
@@ -180,6 +190,23 @@ def _between(key, p, low, high, count):
 def _drop_above(x, key, threshold):
     for v in range(x.size):
         x[v] = -np.inf if key[v] > threshold else x[v]
+
+
+@njit(fastmath=SUMMED, error_model="numpy")
+def _keep_up_to(p, key, threshold):
+    """Renormalize the probabilities of keys up to the threshold, the others gone."""
+    whole, nothing = 0.0, p.dtype.type(0)
+    for first in range(0, p.size, STRETCH):
+        some_key, some_p = key[first : first + STRETCH], p[first : first + STRETCH]
+        part = nothing
+        for v in range(some_p.size):
+            kept = some_p[v] if some_key[v] <= threshold else nothing
+            some_p[v] = kept
+            part += kept
+        whole += part
+    scale = p.dtype.type(1.0 / whole)
+    for v in range(p.size):
+        p[v] *= scale
 
 
 @njit(error_model="numpy")

@@ -23,17 +23,18 @@ def tokenize(vocabulary: Vocabulary, text: str) -> list[int]:
     data = np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8)
     best = np.empty(data.size + 1, vocabulary.scores.dtype)
     out = np.empty(data.size + 1, np.int32)
-    start = _viterbi(data, trie.bases, trie.checks, trie.ids, trie.scores, vocabulary.unknown, trie.unknown_score, best, out)
+    start = _viterbi(data, trie.nodes, trie.scores, vocabulary.unknown, trie.unknown_score, best, out)
     return out[start : data.size].tolist()
 
 
 @dataclass
 class _Trie:
-    """Node n goes by byte b to bases[n] + b if checks[that] == n; id (-1 for none) and score of the piece that ends there."""
+    """Node n has in its row, side by side in memory, a base, a check, and the id of the piece that ends there.
 
-    bases: np.ndarray
-    checks: np.ndarray
-    ids: np.ndarray
+    It goes by byte b to base + b if the check of that is n. The id is -1 for none; the score stands apart, in float64.
+    """
+
+    nodes: np.ndarray
     scores: np.ndarray
     unknown_score: float
 
@@ -49,7 +50,8 @@ def _trie(vocabulary: Vocabulary) -> _Trie:
     of_id = np.zeros(len(vocabulary.pieces) + 1)
     for piece, number in vocabulary.ids.items():
         of_id[number] = vocabulary.score_of[piece]
-    return _Trie(bases, checks, ids, of_id[ids], float(vocabulary.unknown_score))
+    nodes = np.stack([bases, checks, ids, np.zeros_like(ids)], axis=1).astype(np.int32)
+    return _Trie(nodes, of_id[ids], float(vocabulary.unknown_score))
 
 
 @njit(cache=True)
@@ -124,36 +126,36 @@ def _doubled(array, filler):
 
 
 @njit(cache=True)
-def _viterbi(data, bases, checks, ids, scores, unknown, unknown_score, best, out):
+def _viterbi(data, nodes, scores, unknown, unknown_score, best, out):
     """Fill `out` from its end with the ids of the best segmentation; return where they start."""
     n = data.size
     number, length = np.empty(n + 1, np.int32), np.zeros(n + 1, np.int32)
-    rounded = np.empty(1, best.dtype)  # sums are compared in the precision they are kept in
     best[0] = 0
     place = 0
     while place < n:
         lead = data[place]
         width = 1 if lead < 0x80 else 2 if lead < 0xE0 else 3 if lead < 0xF0 else 4
         here = np.float64(best[place])
-        node, end, alone = np.int64(0), place, False
+        node, end, alone = np.uint32(0), place, False
+        base = nodes[node, 0]
         while end < n:
-            letter = np.int64(data[end])
-            child = bases[node] + letter
-            if checks[child] != node or child == 0:
+            child = np.uint32(base) + np.uint32(data[end])
+            if np.uint32(nodes[child, 1]) != node or child == 0:
                 break
-            node = child
+            node = np.uint32(child)
             end += 1
-            if ids[node] >= 0:
+            base, piece = nodes[node, 0], nodes[node, 2]
+            if piece >= 0:
                 if end - place == width:
                     alone = True
-                rounded[0] = here + scores[node]
-                if length[end] == 0 or rounded[0] > best[end]:
-                    best[end], number[end], length[end] = rounded[0], ids[node], end - place
+                total = best.dtype.type(here + scores[node])  # sums are compared in the precision they are kept in
+                if length[end] == 0 or total > best[end]:
+                    best[end], number[end], length[end] = total, piece, end - place
         if not alone:
             end = place + width
-            rounded[0] = here + unknown_score
-            if length[end] == 0 or rounded[0] > best[end]:
-                best[end], number[end], length[end] = rounded[0], unknown, width
+            total = best.dtype.type(here + unknown_score)
+            if length[end] == 0 or total > best[end]:
+                best[end], number[end], length[end] = total, unknown, width
         place += width
     start, place = n, n
     while place > 0:

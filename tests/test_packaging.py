@@ -40,3 +40,13 @@ def test_source_archive_holds_each_file_once(tmp_path: Path) -> None:
     for wanted in ("README.md", "LICENSE", "constraints.txt", "tests/test_ops.py", "llmlab/reference/op.py"):
         assert wanted in names
     assert not any(name.startswith(FLOORS) for name in names)
+
+
+def test_a_test_file_that_cannot_be_imported_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "conftest.py").write_text((ROOT / "tests" / "conftest.py").read_text())
+    (tmp_path / "test_broken.py").write_text("from llmlab.reference.op import nothing_such\n\ndef test_it():\n    pass\n")
+    settings = ["-c", str(ROOT / "pyproject.toml"), "--rootdir", str(tmp_path), "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-q", *settings, str(tmp_path / "test_broken.py")]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert found.returncode != 0
+    assert "nothing_such" in found.stdout

@@ -13,7 +13,12 @@ from llmlab.kernels.twin import twin
 from llmlab.reference.attention.varlen import VARLEN
 
 
-@twin(VARLEN, backend="torch")
+@twin(
+    VARLEN,
+    backend="torch",
+    looser="the fused backward takes softmax again from the rounded log-sum-exp: one rounding more than the formula has",
+    tolerance_factor=2.0,
+)
 def varlen(
     q_UKGH: Tensor,
     k_WKH: Tensor,

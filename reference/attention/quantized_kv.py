@@ -86,7 +86,8 @@ def packed(code_BSKH: np.ndarray, groups: int, bits: int) -> np.ndarray:
     """
     codes_per_byte = 8 // bits
     planes = code_BSKH.reshape(*code_BSKH.shape[:-1], groups, codes_per_byte, -1)
-    return sum((planes[..., u, :] << np.uint8(bits * u) for u in range(codes_per_byte)), np.uint8(0)).astype(np.uint8)
+    parts = (planes[..., u, :] << np.uint8(bits * u) for u in range(codes_per_byte))
+    return np.asarray(sum(parts, np.uint8(0)), dtype=np.uint8)
 
 
 def quantize(x: np.ndarray, bits: int, axis: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

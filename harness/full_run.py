@@ -495,9 +495,9 @@ def headlines(sections: Mapping[str, Section]) -> list[dict[str, str]]:
         value = " / ".join(_percent(line["median_abs_error"]) for line in kept)
         label = "median TPOT error, published " + " / ".join(loads[line["load_mode"]] for line in kept)
         tiles.append({"value": value, "label": label, "detail": f"{sum(line['n'] for line in kept):,} operating points"})
-    if scored := sections.get("training", {}).get("speed"):
+    if steps := sections.get("training", {}).get("speed"):
         label = "median error, published training steps"
-        tiles.append({"value": _percent(scored["median_abs_error"]), "label": label, "detail": f"{scored['n']:,} values"})
+        tiles.append({"value": _percent(steps["median_abs_error"]), "label": label, "detail": f"{steps['n']:,} values"})
     if chosen := sections["plan"].get("chosen"):
         value = f"{chosen['gpus']} × {str(chosen['gpu']).upper()}"
         detail = f"${chosen['usd_per_hour']:.2f} per hour for {MODEL.rpartition('/')[2]}"

@@ -147,13 +147,11 @@ def evaluate_command(
     questions = read_scenarios(scenarios or SHIPPED)
     passage = None if text is None else read_text(text)
     loaded = [load_model(path) for path in models]
-    asked = [*loaded, *(untrained(model, seed) for model in loaded), letter_frequencies()]
+    read = [*loaded, *(untrained(model, seed) for model in loaded)]
     with progress_bar("asking") as advance:
-        result = evaluate(asked, questions, seed=seed, progress=advance)
+        result = evaluate([*read, letter_frequencies()], questions, seed=seed, progress=advance)
     if passage is not None:
-        result["bits_per_byte"] = [
-            {"model": model.name, "bits_per_byte": model.bits_per_byte(passage)} for model in asked[: 2 * len(loaded)]
-        ]
+        result["bits_per_byte"] = [{"model": model.name, "bits_per_byte": model.bits_per_byte(passage)} for model in read]
     if json_output:
         emit(result)
         return

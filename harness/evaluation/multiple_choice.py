@@ -42,7 +42,9 @@ Scenarios = Mapping[str, Sequence[Question]]
 class Scorer(Protocol):
     """What can be asked."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What the table calls it."""
 
     def nats(self, text: str, continuation: str) -> float:
         """Minus the log-likelihood of the continuation after the text."""

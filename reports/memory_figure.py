@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
-from llmlab.reference.files import write_atomic
-from llmlab.reports.pipeline_figure import INK, MUTED, check_picture
+from llmlab.reports.pipeline_figure import INK, MUTED, write_picture
 from llmlab.simulator.training.memory_over_time import RankSeries
 
 COLOURS = {
@@ -45,8 +43,4 @@ def save_memory(series: RankSeries, hbm_bytes: float, title: str, path: str | Pa
     Raises:
         InputError: another ending.
     """
-    path = Path(path)
-    check_picture(path)
-    content = io.BytesIO()
-    memory_figure(series, hbm_bytes, title).savefig(content, format=path.suffix[1:], dpi=130)
-    return write_atomic(path, content.getvalue())
+    return write_picture(lambda: memory_figure(series, hbm_bytes, title), path)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from llmlab.reference.files import write_atomic
-from llmlab.reports.pipeline_figure import IDLE, INK, MUTED, check_picture
+from llmlab.reports.pipeline_figure import IDLE, INK, MUTED, write_picture
 from llmlab.simulator.training.programs import NetworkRun
 
 GROUPS = ("#4f8fd9", "#5cab6d", "#e0b252", "#35a7a0", "#c9716b", "#8b7cc8", "#7f8894", "#b58a5a")
@@ -80,8 +78,4 @@ def save_network(result: NetworkRun, title: str, path: str | Path) -> Path:
     Raises:
         InputError: a file name that no picture has.
     """
-    path = Path(path)
-    check_picture(path)
-    buffer = io.BytesIO()
-    network_figure(result, title).savefig(buffer, format=path.suffix[1:], dpi=130)
-    return write_atomic(path, buffer.getvalue())
+    return write_picture(lambda: network_figure(result, title), path)

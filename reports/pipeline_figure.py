@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,10 +119,19 @@ def save_pipeline(timelines: Sequence[Timeline], path: str | Path) -> Path:
     Raises:
         InputError: a file name that no picture has.
     """
+    return write_picture(lambda: pipeline_figure(timelines), path)
+
+
+def write_picture(draw: Callable[[], Any], path: str | Path) -> Path:
+    """Write the figure that `draw` makes, whole or not at all; the name is looked at before anything is drawn.
+
+    Raises:
+        InputError: a file name that no picture has.
+    """
     path = Path(path)
     check_picture(path)
     buffer = io.BytesIO()
-    pipeline_figure(timelines).savefig(buffer, format=path.suffix[1:], dpi=130)
+    draw().savefig(buffer, format=path.suffix[1:], dpi=130)
     return write_atomic(path, buffer.getvalue())
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
-from llmlab.reference.files import write_atomic
-from llmlab.reports.pipeline_figure import IDLE, INK, MUTED, check_picture
+from llmlab.reports.pipeline_figure import IDLE, INK, MUTED, write_picture
 from llmlab.simulator.training.rlhf import RlhfRun
 
 COLOURS = {
@@ -61,8 +59,4 @@ def save_rlhf(run: RlhfRun, path: str | Path) -> Path:
     Raises:
         InputError: a file name that no picture has.
     """
-    path = Path(path)
-    check_picture(path)
-    buffer = io.BytesIO()
-    rlhf_figure(run).savefig(buffer, format=path.suffix[1:], dpi=130)
-    return write_atomic(path, buffer.getvalue())
+    return write_picture(lambda: rlhf_figure(run), path)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
-from llmlab.reference.files import write_atomic
-from llmlab.reports.pipeline_figure import COLOURS, IDLE, INK, MUTED, check_picture
+from llmlab.reports.pipeline_figure import COLOURS, IDLE, INK, MUTED, write_picture
 from llmlab.simulator.training.step_timeline import NAMES, StepTimeline
 
 MOST_ROWS = 32
@@ -69,8 +67,4 @@ def save_step(timeline: StepTimeline, path: str | Path) -> Path:
     Raises:
         InputError: a file name that no picture has.
     """
-    path = Path(path)
-    check_picture(path)
-    buffer = io.BytesIO()
-    step_figure(timeline).savefig(buffer, format=path.suffix[1:], dpi=130)
-    return write_atomic(path, buffer.getvalue())
+    return write_picture(lambda: step_figure(timeline), path)

@@ -211,19 +211,6 @@ ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "ge
 """Names of a `config.json` -> names of `layers.activations`."""
 
 
-def check_shapes(where: str, expected: Mapping[str, tuple[int, ...]], weights: Weights) -> None:
-    """Compare names and shapes with what an architecture needs.
-
-    Raises:
-        ValueError: a weight is missing or has another shape.
-    """
-    for name, shape in expected.items():
-        if name not in weights:
-            raise ValueError(f"{where}: weight {name!r} of shape {shape} is missing")
-        if tuple(weights[name].shape) != shape:
-            raise ValueError(f"{where}: weight {name!r} has shape {tuple(weights[name].shape)}, the config says {shape}")
-
-
 def drawn(expected: Mapping[str, tuple[int, ...]], rng: np.random.Generator, std: float = 0.2) -> dict[str, np.ndarray]:
     """Normal float64 weights of these shapes, those of norms around 1."""
     return {

@@ -43,11 +43,20 @@ def check_weights(config: ModelConfig, weights: Weights) -> None:
     Raises:
         ValueError: a weight is missing or has another shape.
     """
-    for name, shape in config.weight_shapes().items():
+    check_shapes(config.name, config.weight_shapes(), weights)
+
+
+def check_shapes(where: str, expected: Mapping[str, tuple[int, ...]], weights: Weights) -> None:
+    """Compare names and shapes with what an architecture needs.
+
+    Raises:
+        ValueError: a weight is missing or has another shape.
+    """
+    for name, shape in expected.items():
         if name not in weights:
-            raise ValueError(f"{config.name}: weight {name!r} of shape {shape} is missing")
+            raise ValueError(f"{where}: weight {name!r} of shape {shape} is missing")
         if tuple(weights[name].shape) != shape:
-            raise ValueError(f"{config.name}: weight {name!r} has shape {tuple(weights[name].shape)}, the config says {shape}")
+            raise ValueError(f"{where}: weight {name!r} has shape {tuple(weights[name].shape)}, the config says {shape}")
 
 
 def load_checkpoint(folder: str | Path) -> tuple[ModelConfig, dict[str, np.ndarray]]:

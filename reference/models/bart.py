@@ -17,8 +17,8 @@ from llmlab.reference.layers.embedding import embedding
 from llmlab.reference.layers.layer_norm import layer_norm
 from llmlab.reference.models._config import Fields
 from llmlab.reference.models._fairseq import DECODER_LAYER, ENCODER_LAYER, stack
-from llmlab.reference.models._stack import Seen, Stack, check_shapes, drawn, padded, run, single
-from llmlab.reference.models._weights import Weights
+from llmlab.reference.models._stack import Seen, Stack, drawn, padded, run, single
+from llmlab.reference.models._weights import Weights, check_shapes
 from llmlab.reference.models.llama import same_logits
 from llmlab.reference.op import Cost, Dims, Procedure
 

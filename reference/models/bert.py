@@ -15,8 +15,8 @@ from llmlab.reference.layers.embedding import embedding
 from llmlab.reference.layers.layer_norm import layer_norm
 from llmlab.reference.models._blocks import linear
 from llmlab.reference.models._config import Fields
-from llmlab.reference.models._stack import ACTIVATIONS, Stack, activated, check_shapes, drawn, padded, run, single
-from llmlab.reference.models._weights import Weights
+from llmlab.reference.models._stack import ACTIVATIONS, Stack, activated, drawn, padded, run, single
+from llmlab.reference.models._weights import Weights, check_shapes
 from llmlab.reference.models.llama import same_logits
 from llmlab.reference.op import Cost, Dims, Procedure
 

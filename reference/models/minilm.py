@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from llmlab.reference.models._stack import Stack, check_shapes, drawn, padded, single
-from llmlab.reference.models._weights import Weights
+from llmlab.reference.models._stack import Stack, drawn, padded, single
+from llmlab.reference.models._weights import Weights, check_shapes
 from llmlab.reference.models.bert import LAYER, BertConfig, encode, text_of
 from llmlab.reference.models.bert import tiny_config as tiny_bert
 from llmlab.reference.models.llama import same_logits

@@ -17,8 +17,8 @@ from llmlab.reference.errors import InputError
 from llmlab.reference.layers.embedding import embedding
 from llmlab.reference.layers.rms_norm import rms_norm
 from llmlab.reference.models._config import Fields
-from llmlab.reference.models._stack import ACTIVATIONS, MATRICES, Seen, Stack, check_shapes, drawn, run
-from llmlab.reference.models._weights import Weights
+from llmlab.reference.models._stack import ACTIVATIONS, MATRICES, Seen, Stack, drawn, run
+from llmlab.reference.models._weights import Weights, check_shapes
 from llmlab.reference.models.bart import encoder_decoder_cost, pair_of_texts, timed
 from llmlab.reference.models.llama import same_logits
 from llmlab.reference.op import Procedure

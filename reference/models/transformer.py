@@ -15,8 +15,8 @@ import numpy as np
 from llmlab.reference.layers.embedding import embedding
 from llmlab.reference.models._config import Fields
 from llmlab.reference.models._fairseq import stack
-from llmlab.reference.models._stack import Seen, Stack, check_shapes, drawn, run
-from llmlab.reference.models._weights import Weights
+from llmlab.reference.models._stack import Seen, Stack, drawn, run
+from llmlab.reference.models._weights import Weights, check_shapes
 from llmlab.reference.models.bart import encoder_decoder_cost, pair_of_texts, timed
 from llmlab.reference.models.llama import same_logits
 from llmlab.reference.op import Procedure

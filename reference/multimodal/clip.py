@@ -15,8 +15,8 @@ import numpy as np
 from llmlab.reference.layers.cross_entropy import cross_entropy
 from llmlab.reference.layers.embedding import embedding
 from llmlab.reference.models._config import Fields
-from llmlab.reference.models._stack import Stack, check_shapes, drawn, norm, run, single
-from llmlab.reference.models._weights import Weights
+from llmlab.reference.models._stack import Stack, drawn, norm, run, single
+from llmlab.reference.models._weights import Weights, check_shapes
 from llmlab.reference.models.llama import same_logits
 from llmlab.reference.multimodal._patches import embedded_patches
 from llmlab.reference.multimodal.vit import require_pixels, vision_stack, with_class_token

@@ -17,8 +17,8 @@ from llmlab.reference.errors import InputError
 from llmlab.reference.models._architecture import unpack
 from llmlab.reference.models._blocks import embedded, head, linear, run_layers, same_logits
 from llmlab.reference.models._config import Fields, ModelConfig
-from llmlab.reference.models._stack import ACTIVATIONS, activated, check_shapes, drawn, single
-from llmlab.reference.models._weights import Weights
+from llmlab.reference.models._stack import ACTIVATIONS, activated, drawn, single
+from llmlab.reference.models._weights import Weights, check_shapes
 from llmlab.reference.multimodal.clip import VisionConfig, vision_states
 from llmlab.reference.op import Procedure
 

@@ -14,8 +14,8 @@ import numpy as np
 
 from llmlab.reference.models._blocks import linear
 from llmlab.reference.models._config import Fields
-from llmlab.reference.models._stack import ACTIVATIONS, Stack, check_shapes, drawn, norm, run, single
-from llmlab.reference.models._weights import Weights
+from llmlab.reference.models._stack import ACTIVATIONS, Stack, drawn, norm, run, single
+from llmlab.reference.models._weights import Weights, check_shapes
 from llmlab.reference.models.llama import same_logits
 from llmlab.reference.multimodal._patches import embedded_patches
 from llmlab.reference.op import Cost, Dims, Procedure

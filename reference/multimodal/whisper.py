@@ -16,8 +16,8 @@ from llmlab.reference.layers._activation import named
 from llmlab.reference.layers.embedding import embedding
 from llmlab.reference.models._config import Fields
 from llmlab.reference.models._fairseq import stack
-from llmlab.reference.models._stack import Seen, Stack, check_shapes, drawn, norm, run, single
-from llmlab.reference.models._weights import Weights
+from llmlab.reference.models._stack import Seen, Stack, drawn, norm, run, single
+from llmlab.reference.models._weights import Weights, check_shapes
 from llmlab.reference.models.llama import same_logits
 from llmlab.reference.op import Procedure
 

@@ -99,7 +99,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     path = run.path or results.default_path()
     if run.records:
         results.append(path, run.records)
-    terminalreporter.section("speed: median, ratio to the fastest, % of the machine's limit")
+    terminalreporter.section("speed: % of the machine's limit, best peer over this, best and median")
     for title, rows in bench.tables(bench.table(run.records, run.skipped)):
         terminalreporter.write_line("")
         terminalreporter.write_line(title, bold=True)

@@ -79,16 +79,11 @@ class Limit:
         return self.seconds / measured_s
 
 
-def limit(flops: float, moved_bytes: float, dtype: str, peaks: Peaks) -> Limit | None:
-    """Least time for this work on a measured device; None where the device has no peak for the dtype.
+def limit(flops: float, moved_bytes: float, bandwidth: float, arithmetic: float) -> Limit:
+    """Least time for this work at these bytes and FLOPs per second.
 
-    >>> peaks = Peaks("cpu", "", [(1e6, 100e9), (1e9, 10e9)], {"float32": 1e12}, {}, 0.0, False)
-    >>> limit(flops=1e9, moved_bytes=1e9, dtype="float32", peaks=peaks)
+    >>> limit(flops=1e9, moved_bytes=1e9, bandwidth=1e10, arithmetic=1e12)
     Limit(seconds=0.1, bound='memory')
-    >>> limit(flops=1e12, moved_bytes=1e9, dtype="float32", peaks=peaks)
-    Limit(seconds=1.0, bound='compute')
     """
-    if dtype not in peaks.flops:
-        return None
-    memory_s, compute_s = moved_bytes / peaks.bandwidth_at(moved_bytes), flops / peaks.flops[dtype]
+    memory_s, compute_s = moved_bytes / bandwidth, flops / arithmetic
     return Limit(memory_s, "memory") if memory_s >= compute_s else Limit(compute_s, "compute")

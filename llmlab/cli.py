@@ -174,11 +174,13 @@ def bench_command(
     results: Annotated[Path | None, typer.Option(help="File that accumulates; build/results.jsonl when not given.")] = None,
     kernel: Annotated[str | None, typer.Option(help="Your own kernel, FILE.py:FUNCTION; needs --op and one --backend.")] = None,
     op: Annotated[str | None, typer.Option(help="Component that --kernel implements.")] = None,
-    unlocked: Annotated[bool, typer.Option("--unlocked", help="Run libraries without their processor vendor check.")] = False,
     simulator: Annotated[bool, typer.Option("--simulator", help="Time the serving simulator's loops instead.")] = False,
     json_output: Json = False,
 ) -> None:
-    """Time components: every implementation side by side, as a fraction of the machine's limit. Exit code 1 if one is wrong."""
+    """Time components: every implementation side by side, as a fraction of the machine's limit. Exit code 1 if one is wrong.
+
+    Libraries that choose slow code by the processor's vendor are shown as shipped and without that check (unlocked).
+    """
     if simulator:
         from llmlab.harness.timing import simulator as loops
 
@@ -188,10 +190,7 @@ def bench_command(
         return
     from llmlab.harness.check import bring
     from llmlab.harness.timing import bench
-    from llmlab.harness.timing.unlocked import run_unlocked
 
-    if unlocked:
-        raise typer.Exit(run_unlocked(sys.argv[1:]))
     only = bring(kernel, op, backend[0] if backend and len(backend) == 1 else None) if kernel else None
     backends = None if kernel else backend
     with progress_bar("timing") as advance:

@@ -1,7 +1,10 @@
 """Every implementation of a component side by side, right answers only: the formula itself, its twins, library peers.
 
 Correctness comes first. A kernel that disagrees with its reference is recorded as wrong and never timed. All
-implementations are given the same values in preallocated arrays of their own kind, and the same warm allocator.
+implementations are given the same values in preallocated arrays of their own kind, and the same warm allocator. Where math
+libraries choose slow code by the processor's vendor, each is timed once more in a process without that check, right after
+it was timed here: the table shows it as shipped and at its best. The machine's limit is what it reaches right before and
+after a case, for its memory's speed drifts.
 """
 
 from __future__ import annotations
@@ -9,8 +12,9 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +28,7 @@ from llmlab.harness.oracle import oracles_of
 from llmlab.harness.parity import cannot_run, check_procedure_twin, draw_dims, testable_dtypes
 from llmlab.harness.roofline import ITEMSIZE, Peaks, limit
 from llmlab.harness.timing import results
+from llmlab.harness.timing.beside import DRIFTED, Making, Reached, Stored, measured, release
 from llmlab.harness.timing.measure import (
     Quiet,
     Timing,
@@ -39,7 +44,8 @@ from llmlab.harness.timing.measure import (
     watch,
 )
 from llmlab.harness.timing.peaks import peaks
-from llmlab.harness.timing.results import Change, Record
+from llmlab.harness.timing.peer_process import PeerProcess
+from llmlab.harness.timing.results import UNLOCKED, Change, Record
 from llmlab.harness.tolerance import error_of, exact_and_allowed, in_dtype
 from llmlab.kernels.twin import BACKENDS, Twin, missing, twins_of
 from llmlab.reference.errors import InputError
@@ -90,6 +96,7 @@ class Implementation:
         tolerance_factor: its twin's.
         twin: the registered twin, None for the reference and for peers.
         refused: why it is not timed here, or empty.
+        unlocked: timed in the process whose libraries run without their vendor check.
     """
 
     label: str
@@ -100,6 +107,17 @@ class Implementation:
     tolerance_factor: float = 1.0
     twin: Twin | None = None
     refused: str = ""
+    unlocked: bool = False
+
+    @property
+    def name(self) -> str:
+        """The label as tables show it."""
+        return self.label + UNLOCKED * self.unlocked
+
+    @property
+    def library(self) -> str:
+        """Whose compiled code does the arithmetic: "numpy", "torch", or empty for code that is not a library's."""
+        return "numpy" if self.label == REFERENCE[Op] else "torch" if is_peer_name(self.label) else ""
 
     def arrays(self, inputs: Mapping[str, np.ndarray], dtype: str) -> list[Any]:
         """Inputs as this implementation's own arrays."""
@@ -138,6 +156,15 @@ def implementations_of(component: Component, backends: Sequence[str] = BACKENDS)
             if oracle.library.startswith("torch") and not oracle.missing():
                 found.append(Implementation(oracle.library, "numpy", "cpu", ("float64", "float32"), oracle.function))
     return found
+
+
+def with_unlocked(chosen: Sequence[Implementation]) -> list[Implementation]:
+    """Every implementation, and behind it the same without its vendor check where a library computes on the processor."""
+    return [
+        each
+        for one in chosen
+        for each in ([one, replace(one, unlocked=True)] if one.library and one.device == "cpu" and not one.refused else [one])
+    ]
 
 
 def interpreted(twin: Twin) -> str:
@@ -243,6 +270,9 @@ def run_bench(
     effort: Effort = FULL,
     progress: Advance = lambda name, done, total: None,
     keep: Callable[[Sequence[Record]], Any] = lambda records: None,
+    beside: Making = Stored,
+    peers: PeerProcess | None = None,
+    wait_s: float = 0.0,
 ) -> tuple[list[Record], list[Skipped]]:
     """Check and time every implementation of the chosen components at their named shapes.
 
@@ -255,6 +285,9 @@ def run_bench(
         effort: how long it may take.
         progress: called with (name, done, total) before each shape.
         keep: called with the records of each shape when it is done, so that a run that is ended early leaves them.
+        beside: what measures the machine's limit beside each case; the peaks measured once when not given.
+        peers: times libraries without their vendor check.
+        wait_s: seconds to wait in all for a quiet machine, after shapes that were timed on a noisy one.
     """
     wanted = tuple(dtypes or default_dtypes())
     jobs = [(component, name, dtype) for component in components for name, dtype in cases(component, wanted, shape, effort)]
@@ -263,14 +296,24 @@ def run_bench(
     with warm_allocator():
         for done, (component, name, dtype) in enumerate(jobs):
             progress(f"{component.id}, {name}", done, len(jobs))
-            found = list(bench_case(component, name, dtype, peaks_of=peaks_of, backends=backends, effort=effort))
+            case = bench_case(
+                component, name, dtype, peaks_of=peaks_of, backends=backends, effort=effort, beside=beside, peers=peers
+            )
+            found = list(case)
             new = [one for one in found if isinstance(one, Record)]
             skipped += [one for one in found if isinstance(one, Skipped)]
             records += new
             if new:
                 keep(new)
             checker_of.cache_clear()
+            if peers is not None:
+                peers.rest()
             give_back_pages()
+            if wait_s > 0 and any(record.noisy for record in new):
+                started = time.perf_counter()
+                wait_until_quiet(min(wait_s, LONGEST_WAIT_S))
+                wait_s -= time.perf_counter() - started
+    release()
     progress("", len(jobs), len(jobs))
     return records, skipped
 
@@ -318,12 +361,33 @@ def bench_case(
     effort: Effort = FULL,
     timer: Callable[[Call, Implementation], Timing] | None = None,
     only: str | None = None,
+    beside: Making = Stored,
+    peers: PeerProcess | None = None,
 ) -> Iterator[Record | Skipped]:
-    """Check and time every implementation of one component at one shape, or the one labelled `only`."""
-    chosen = [one for one in implementations_of(component, backends) if only is None or one.label == only]
+    """Check and time every implementation of one component at one shape, or the one named `only`.
+
+    Yields when the last one is timed, for the machine's limit is measured once more then.
+    """
+    everything = implementations_of(component, backends)
+    chosen = [
+        one
+        for one in (with_unlocked(everything) if peers is not None else everything)
+        if only in (None, one.name) and not (one.unlocked and peers is not None and not peers.differs(one.library))
+    ]
     timer = timer or (lambda call, one: measure(call, device=one.device, budget_s=effort.budget_s))
-    bench = _bench_op if isinstance(component, Op) else _bench_procedure
-    yield from bench(component, shape, dtype, chosen, effort, timer, peaks_of)  # type: ignore[arg-type]
+
+    def unlocked(one: Implementation) -> Record | Skipped:
+        assert peers is not None
+        request = {"component": component.id, "shape": shape, "dtype": dtype, "implementation": one.label}
+        found = peers.bench(request | {"backends": list(backends), "effort": asdict(effort)})
+        if isinstance(found, str):
+            return Skipped(component.id, shape, dtype, one.name, found)
+        return replace(found, unlocked=True, machine=describe().digest)
+
+    if isinstance(component, Op):
+        yield from _bench_op(component, shape, dtype, chosen, effort, timer, peaks_of, beside, unlocked)
+    else:
+        yield from _bench_procedure(component, shape, dtype, chosen, timer, unlocked)
 
 
 def _bench_op(
@@ -334,45 +398,63 @@ def _bench_op(
     effort: Effort,
     timer: Callable[[Call, Implementation], Timing],
     peaks_of: Callable[[str], Peaks | None],
+    beside: Making,
+    unlocked: Callable[[Implementation], Record | Skipped],
 ) -> Iterator[Record | Skipped]:
     dims, options = op.shapes[shape], op.options[0]
     cost = op.cost_of(dims)
+    moved_bytes = float(cost.moved_bytes(ITEMSIZE[dtype]))
     timed: list[Implementation] = []
     for one in chosen:
         why = one.refused or ("" if dtype in one.dtypes else f"does not claim {dtype}")
-        if why:
-            yield Skipped(op.id, shape, dtype, one.label, why)
-        else:
+        if not why:
             timed.append(one)
+        elif not one.unlocked:
+            yield Skipped(op.id, shape, dtype, one.label, why)
     needed = memory_needed(op, dims, dtype)
     if needed > effort.memory * _free_memory():
         for one in timed:
-            yield Skipped(op.id, shape, dtype, one.label, f"would need {needed / 2**30:.1f} GiB of memory")
+            if not one.unlocked:
+                yield Skipped(op.id, shape, dtype, one.label, f"would need {needed / 2**30:.1f} GiB of memory")
         return
+    if (seconds := formula_seconds(op, dims)) > effort.formula_s and any(one.label == REFERENCE[Op] for one in timed):
+        yield Skipped(op.id, shape, dtype, REFERENCE[Op], f"the plain formula would take about {seconds:.0f} s")
+        timed = [one for one in timed if one.label != REFERENCE[Op]]
     if not timed:
         return
     checker = checker_of(op, shape, dtype, effort.check_s)
-    reserve_pages(int(min(3 * cost.elements_written * ITEMSIZE[dtype], RESERVE_AT_MOST)))
+    known = {device: peaks_of(device) for device in sorted({one.device for one in timed})}
+    probes = {device: beside(one, moved_bytes, dtype) for device, one in known.items() if one and dtype in one.flops}
     inputs: Mapping[str, np.ndarray] | None = checker.inputs if checker.dims == dict(dims) else None
+    found: list[Record] = []
+    no_peer = ""
     for one in timed:
-        if one.label == REFERENCE[Op] and (seconds := formula_seconds(op, dims)) > effort.formula_s:
-            yield Skipped(op.id, shape, dtype, one.label, f"the plain formula would take about {seconds:.0f} s")
+        if one.unlocked:
+            other = unlocked(one) if one.label != no_peer else None
+            if isinstance(other, Record):
+                found.append(other)
+            elif other is not None:
+                yield other
             continue
         correct, error, checked = checker.judge(one)
         record = _record(op, shape, dims, dtype, one, correct, error, checked)
-        record = replace(record, flops=float(cost.flops), moved_bytes=float(cost.moved_bytes(ITEMSIZE[dtype])))
+        record = replace(record, flops=float(cost.flops), moved_bytes=moved_bytes)
         if not correct:
-            yield record
+            found.append(record)
             continue
         if inputs is None:
             inputs = timed_inputs(op, dims, dtype)
         arrays = one.arrays(inputs, dtype)
-        if one.twin is None and one.label != REFERENCE[Op] and (other := _result_dtype(one, arrays, options)) != dtype:
-            yield Skipped(op.id, shape, dtype, one.label, f"answers in {other}: no peer of a {dtype} kernel")
+        if one.twin is None and one.label != REFERENCE[Op] and (answered := _result_dtype(one, arrays, options)) != dtype:
+            yield Skipped(op.id, shape, dtype, one.label, f"answers in {answered}: no peer of a {dtype} kernel")
+            no_peer = one.label
             continue
+        reserve_pages(int(min(3 * cost.elements_written * ITEMSIZE[dtype], RESERVE_AT_MOST)))
         timing = timer(_calling(one.function, arrays, options), one)
         del arrays
-        yield _with_limit(_with_timing(record, timing), peaks_of(one.device))
+        found.append(_with_timing(record, timing))
+    reached = {device: probe.after() for device, probe in probes.items()}
+    yield from (_with_limit(record, reached.get(record.device)) for record in found)
 
 
 def _calling(function: Callable[..., Any], arrays: list[Any], options: Mapping[str, Any]) -> Call:
@@ -391,13 +473,15 @@ def _bench_procedure(
     shape: str,
     dtype: str,
     chosen: Sequence[Implementation],
-    effort: Effort,
     timer: Callable[[Call, Implementation], Timing],
-    peaks_of: Callable[[str], Peaks | None],
+    unlocked: Callable[[Implementation], Record | Skipped],
 ) -> Iterator[Record | Skipped]:
     for one in chosen:
         if one.refused:
             yield Skipped(procedure.id, shape, dtype, one.label, one.refused)
+            continue
+        if one.unlocked:
+            yield unlocked(one)
             continue
         correct, checked = True, "is the reference"
         if one.twin is not None:
@@ -427,7 +511,7 @@ def _record(
 ) -> Record:
     machine = describe()
     took_part = {"numpy": ("numpy",), "numba": ("numpy", "numba", "llvmlite"), "torch": ("torch",)}
-    packages = ("torch",) if one.label.startswith("torch") else took_part.get(one.backend, ("torch", "triton"))
+    packages = (one.library,) if one.library else took_part.get(one.backend, ("torch", "triton"))
     return Record(
         component=component.id,
         shape=shape,
@@ -455,8 +539,7 @@ def code_path(one: Implementation) -> str:
     if one.device == "cuda":
         gpu = machine.accelerators[0]
         return f"{gpu.runtime}, compute capability {gpu.compute_capability}"
-    library = "torch" if one.label.startswith("torch") else one.backend
-    return machine.code_paths.get(library, "")
+    return machine.code_paths.get(one.library or one.backend, "")
 
 
 def _with_timing(record: Record, timing: Timing) -> Record:
@@ -473,11 +556,19 @@ def _with_timing(record: Record, timing: Timing) -> Record:
     )
 
 
-def _with_limit(record: Record, peaks: Peaks | None) -> Record:
-    if peaks is None or record.flops is None or record.moved_bytes is None:
+def _with_limit(record: Record, reached: Reached | None) -> Record:
+    if reached is None or record.flops is None or record.moved_bytes is None or record.median_s is None:
         return record
-    bound = limit(record.flops, record.moved_bytes, record.dtype, peaks)
-    return record if bound is None else replace(record, limit_s=bound.seconds, bound=bound.bound)
+    rates = reached.rates
+    bound = limit(record.flops, record.moved_bytes, rates.bandwidth, rates.arithmetic)
+    return replace(
+        record,
+        limit_s=bound.seconds,
+        bound=bound.bound,
+        bandwidth=rates.bandwidth,
+        arithmetic=rates.arithmetic,
+        drift=reached.drift(record.flops, record.moved_bytes),
+    )
 
 
 def _free_memory() -> float:
@@ -493,8 +584,8 @@ def table(records: Sequence[Record], skipped: Sequence[Skipped] = ()) -> list[di
     """Rows to print, per component, shape and dtype every implementation side by side, the fastest first.
 
     Columns: % of the machine's limit, the best library peer's time over this one's (above 1 is faster than the peer; both at
-    their best round), best and median time, the ratio to the fastest median of the group, and remarks. A wrong kernel shows
-    WRONG and no time. Peers are at their best only where libraries pass their vendor check: see `unlocked`.
+    their best round; the best of the libraries as shipped and unlocked), best and median time, the ratio to the fastest
+    median of the group, and remarks. A wrong kernel shows WRONG and no time.
     """
     order: dict[tuple[str, str, str], list[Record | Skipped]] = {}
     everything: list[Record | Skipped] = [*records, *skipped]
@@ -507,7 +598,7 @@ def table(records: Sequence[Record], skipped: Sequence[Skipped] = ()) -> list[di
         timed.sort(key=lambda one: one.median_s or 0.0)
         for one in [*timed, *(one for one in group if one not in timed)]:
             where = f" on {one.device}" if isinstance(one, Record) and one.device != "cpu" else ""
-            head = {"component": component, "shape": shape, "dtype": dtype, "implementation": one.implementation + where}
+            head = {"component": component, "shape": shape, "dtype": dtype, "implementation": name_of(one) + where}
             cells = _skipped_cells(one) if isinstance(one, Skipped) else _cells(one, fastest, best_peer(one, timed))
             rows.append(head | cells)
     return rows
@@ -522,7 +613,21 @@ def best_peer(record: Record, group: Sequence[Record]) -> float | None:
 
 def is_peer(record: Record) -> bool:
     """True for PyTorch's own operators, called by a torch twin or directly."""
-    return record.implementation.startswith("torch")
+    return is_peer_name(record.implementation)
+
+
+def is_peer_name(label: str) -> bool:
+    """True for a label of PyTorch's own operators; somebody's kernel that computes with torch is none.
+
+    >>> is_peer_name("torch"), is_peer_name("torch.softmax"), is_peer_name("torch (mine.py)"), is_peer_name("numba")
+    (True, True, False, False)
+    """
+    return label.startswith("torch") and not label.startswith("torch (")
+
+
+def name_of(one: Record | Skipped | Change) -> str:
+    """An implementation as tables show it."""
+    return one.implementation if isinstance(one, Skipped) else one.label
 
 
 def tables(rows: Sequence[Mapping[str, str]]) -> list[tuple[str, list[dict[str, str]]]]:
@@ -535,16 +640,18 @@ def tables(rows: Sequence[Mapping[str, str]]) -> list[tuple[str, list[dict[str, 
     return list(split.items())
 
 
-NOTHING = dict.fromkeys(("% of limit", "peer/this", "best", "time", "ratio", "bound", "remarks"), "")
+NOTHING = dict.fromkeys(("% of limit", "peer/this", "best", "median", "ratio", "bound", "remarks"), "")
 
 
 def _cells(record: Record, fastest: float, peer_s: float | None) -> dict[str, str]:
     if record.median_s is None or record.best_s is None:
         off = f"error {record.error:.3g} x allowed; " if record.error is not None else ""
-        return NOTHING | {"time": "WRONG", "remarks": f"{off}{record.checked}"}
+        return NOTHING | {"median": "WRONG", "remarks": f"{off}{record.checked}"}
     remarks = ["noisy"] if record.noisy else []
     if record.fraction is not None and record.fraction > 1.05:
-        remarks.append("above the measured limit: its peaks are too low, or work is skipped")
+        remarks.append("above the measured limit: what was measured is too low, or work is skipped")
+    if record.drift is not None and record.drift > DRIFTED:
+        remarks.append(f"{'memory' if record.bound == 'memory' else 'arithmetic'} drifted by {record.drift:.0%}")
     if record.moved_bytes and record.page_faults * 4096 > 0.05 * record.moved_bytes:
         remarks.append(f"{record.page_faults:.0f} page faults a call")
     if record.checked not in ("timed shape", "is the reference"):
@@ -553,7 +660,7 @@ def _cells(record: Record, fastest: float, peer_s: float | None) -> dict[str, st
         "% of limit": f"{100 * record.fraction:.1f}" if record.fraction is not None else "",
         "peer/this": f"{peer_s / record.best_s:.2f}" if peer_s is not None else "",
         "best": duration(record.best_s),
-        "time": duration(record.median_s),
+        "median": duration(record.median_s),
         "ratio": f"{record.median_s / fastest:.2f}",
         "bound": record.bound,
         "remarks": "; ".join(remarks),
@@ -561,7 +668,7 @@ def _cells(record: Record, fastest: float, peer_s: float | None) -> dict[str, st
 
 
 def _skipped_cells(skipped: Skipped) -> dict[str, str]:
-    return NOTHING | {"time": "-", "remarks": skipped.why}
+    return NOTHING | {"median": "-", "remarks": skipped.why}
 
 
 def duration(seconds: float) -> str:
@@ -587,6 +694,8 @@ class Report:
     skipped: Sequence[Skipped]
     changes: Sequence[Change]
     results: str
+    unlocked: Mapping[str, str] = field(default_factory=dict)
+    why_not_unlocked: str = ""
 
     @property
     def wrong(self) -> list[Record]:
@@ -603,28 +712,41 @@ class Report:
             "skipped": [asdict(one) for one in self.skipped],
             "changes": [change.as_dict() for change in self.changes],
             "results": self.results,
+            "unlocked": {"code_paths": dict(self.unlocked), "why_not": self.why_not_unlocked},
         }
 
     def remarks(self) -> list[str]:
         """What a reader must know before believing the table, one line each."""
         lines = [f"{name}: {path}" for name, path in self.machine.code_paths.items()]
+        lines += [f"{name}{UNLOCKED}: {path}" for name, path in self.unlocked.items()]
+        if self.why_not_unlocked:
+            lines.append(f"libraries are shown as shipped only, and may be slow here: {self.why_not_unlocked}")
         for device, one in self.peaks.items():
             rates = ", ".join(f"{dtype} {rate / 1e9:.0f}" for dtype, rate in one.flops.items())
             lines.append(f"{device} peaks: memory {one.memory_bandwidth / 1e9:.0f} GB/s; GFLOP/s {rates}")
             if one.noisy:
-                lines.append(f"{device} peaks were never measured on a quiet machine: % of limit may be too high")
-            for library, share in one.blas_fraction.items() if device == "cpu" else ():
-                if share < SLOW_CODE_PATH:
-                    lines.append(
-                        f"{library} float32 GEMM reaches {share:.0%} of the arithmetic peak: a slow code path; {UNLOCK}"
-                    )
+                lines.append(f"{device} peaks were never measured on a quiet machine")
+            shares = one.blas_fraction if device == "cpu" else {}
+            slow = {library: ", a slow code path" for library, share in shares.items() if share < SLOW_CODE_PATH}
+            lines += [
+                f"{library} float32 GEMM reaches {share:.0%} of the arithmetic peak{slow.get(library, '')}"
+                for library, share in shares.items()
+                if slow
+            ]
+        timed = [record for record in self.records if record.median_s is not None]
+        if noisy := sum(record.noisy for record in timed):
+            lines.append(f"{noisy} of {len(timed)} timings are noisy: believe their `best`, not `median`")
         if self.quiet.noisy:
-            lines.append(f"not a quiet machine: others used {self.quiet.others:.0%} of it; believe `best`, not `time`")
+            lines.append(f"not a quiet machine at the start: others used {self.quiet.others:.0%} of it")
         return lines
 
 
 SLOW_CODE_PATH = 0.6
-UNLOCK = "`llmlab bench --unlocked` times it without its vendor check"
+LONGEST_WAIT_S = 3.0
+"""For a quiet machine, after one shape that was timed on a noisy one."""
+
+WAIT_S = 30.0
+"""For a quiet machine, in a whole run."""
 
 
 def run(
@@ -656,23 +778,30 @@ def run(
     progress("waiting for a quiet machine", 0, 1)
     quiet = wait_until_quiet(wait_s)
     devices = sorted({"cpu", device_of("torch") if not missing("torch") else "cpu"})
-    known = {
-        device: peaks(device, path=target, quick=quick, say=lambda what: progress(f"peaks: {what}", 0, 1)) for device in devices
-    }
-    records, skipped = run_bench(
-        components,
-        peaks_of=known.get,
-        backends=wanted,
-        dtypes=chosen_dtypes,
-        shape=shape,
-        effort=QUICK if quick else FULL,
-        progress=progress,
-        keep=lambda new: results.append(target, new),
-    )
+    with PeerProcess(describe()) as peers:
+        known = {
+            device: peaks(device, path=target, quick=quick, say=lambda what: progress(f"peaks: {what}", 0, 1), peers=peers)
+            for device in devices
+        }
+        records, skipped = run_bench(
+            components,
+            peaks_of=known.get,
+            backends=wanted,
+            dtypes=chosen_dtypes,
+            shape=shape,
+            effort=QUICK if quick else FULL,
+            progress=progress,
+            keep=lambda new: results.append(target, new),
+            beside=measured,
+            peers=peers,
+            wait_s=WAIT_S,
+        )
+        paths = {name: path for name, path in peers.code_paths.items() if peers.differs(name)}
+        why_not = peers.why_not if peers.needed else ""
     timed_keys = {record.key for record in records}
     before = [record for record in old or () if record.key in timed_keys]
     changes = results.compare(before, records) if old is not None else []
-    return Report(describe(), known, quiet, records, skipped, changes, str(target))
+    return Report(describe(), known, quiet, records, skipped, changes, str(target), paths, why_not)
 
 
 def change_rows(changes: Sequence[Change]) -> list[dict[str, str]]:
@@ -682,7 +811,7 @@ def change_rows(changes: Sequence[Change]) -> list[dict[str, str]]:
             "component": change.component,
             "shape": change.shape,
             "dtype": change.dtype,
-            "implementation": change.implementation,
+            "implementation": name_of(change),
             "before": duration(change.old_s) if change.old_s else "",
             "now": duration(change.new_s) if change.new_s else "",
             "ratio": f"{change.ratio:.2f}" if change.ratio else "",

@@ -5,7 +5,7 @@ One thread per processor; repeats happen inside the compiled code, so that small
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -59,9 +59,27 @@ def _read(x_WN: np.ndarray, repeats: int, sums_W: np.ndarray) -> None:
         sums_W[worker] = total
 
 
-def reading(working_set: int, threads: int) -> Made:
+PADDING = 136
+"""Elements between arrays that lie in one block, so that they do not start at the same offset of a page."""
+
+
+def _arrays(number: int, working_set: int, threads: int, block_N: np.ndarray | None) -> Iterator[np.ndarray]:
+    """Equal arrays that take this many bytes together, one row per thread: new ones, or views of a block of float64."""
+    length = working_set // 8 // number // threads
+    for i in range(number):
+        start = i * (threads * length + PADDING)
+        rows = None if block_N is None else block_N[start : start + threads * length]
+        yield np.ones((threads, length)) if rows is None else rows.reshape(threads, length)
+
+
+def block(working_set: int) -> np.ndarray:
+    """Memory that `reading` and `triad` of up to this many bytes can share."""
+    return np.ones(working_set // 8 + 3 * PADDING)
+
+
+def reading(working_set: int, threads: int, block_N: np.ndarray | None = None) -> Made:
     """Sum an array of this many bytes."""
-    x_WN = np.ones((threads, working_set // 8 // threads))
+    (x_WN,) = _arrays(1, working_set, threads, block_N)
     sums_W, repeats = np.zeros(threads), max(1, BYTES_PER_CALL // working_set)
     return lambda: _read(x_WN, repeats, sums_W), 0.0, float(x_WN.nbytes * repeats)
 
@@ -76,9 +94,9 @@ def _triad(a_WN: np.ndarray, b_WN: np.ndarray, c_WN: np.ndarray, repeats: int) -
                 a_N[i] = b_N[i] + scale * c_N[i]
 
 
-def triad(working_set: int, threads: int) -> Made:
+def triad(working_set: int, threads: int, block_N: np.ndarray | None = None) -> Made:
     """a = b + s c over three arrays that take this many bytes together (write-allocate traffic not counted)."""
-    a_WN, b_WN, c_WN = (np.ones((threads, working_set // 24 // threads)) for _ in range(3))
+    a_WN, b_WN, c_WN = _arrays(3, working_set, threads, block_N)
     repeats = max(1, BYTES_PER_CALL // working_set)
     return lambda: _triad(a_WN, b_WN, c_WN, repeats), 0.0, float(3 * a_WN.nbytes * repeats)
 

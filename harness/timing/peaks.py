@@ -12,9 +12,10 @@ import importlib.util
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +24,9 @@ from llmlab.harness.roofline import Peaks
 from llmlab.harness.timing import results
 from llmlab.harness.timing.measure import give_back_pages, measure, watch
 from llmlab.harness.timing.results import Record
+
+if TYPE_CHECKING:
+    from llmlab.harness.timing.peer_process import PeerProcess
 
 KIB, MIB = 1 << 10, 1 << 20
 CPU_WORKING_SETS = (128 * KIB, 512 * KIB, 2 * MIB, 8 * MIB, 32 * MIB, 128 * MIB, 512 * MIB)
@@ -38,6 +42,7 @@ def peaks(
     fresh: bool = False,
     quick: bool = False,
     say: Say = lambda text: None,
+    peers: PeerProcess | None = None,
 ) -> Peaks:
     """Peaks of this machine's device: from the results file when it holds them, else measured (under 20 s) and stored there.
 
@@ -50,13 +55,20 @@ def peaks(
         fresh: measure even if the file has them.
         quick: fewer rounds and smaller products.
         say: told what is being measured.
+        peers: also asked for the matrix products of libraries without their vendor check.
     """
     machine = describe()
     stored = results.read(path) if path is not None and Path(path).is_file() else []
     known = from_records(stored, machine.digest, device)
-    if known is not None and not fresh and (not known.noisy or times_measured(stored, machine.digest, device) >= 3):
+    enough = not fresh and known is not None and (not known.noisy or times_measured(stored, machine.digest, device) >= 3)
+    records = [] if enough else list(measure_peaks(machine, device, quick=quick, say=say))
+    if device == "cpu" and peers is not None and not any(one.unlocked for one in of_machine(stored, machine.digest, device)):
+        say("matrix products, unlocked")
+        libraries = [name for name in ("numpy", "torch") if peers.differs(name)]
+        found = peers.products(quick) if libraries else []
+        records += [replace(one, machine=machine.digest, unlocked=True) for one in found if one.implementation in libraries]
+    if known is not None and not records:
         return known
-    records = list(measure_peaks(machine, device, quick=quick, say=say))
     if path is not None:
         results.append(path, records)
     found = from_records([*stored, *records], machine.digest, device)
@@ -97,7 +109,7 @@ def from_records(records: Sequence[Record], machine: str, device: str) -> Peaks 
         elif record.component == "machine.arithmetic":
             reached = methods.setdefault(record.dtype, {})
             rate = (record.flops or 0.0) / record.best_s
-            reached[record.implementation] = max(reached.get(record.implementation, 0.0), rate)
+            reached[record.label] = max(reached.get(record.label, 0.0), rate)
         elif record.component == "machine.latency":
             latency_s = min(latency_s, record.best_s)
     if not bandwidth or "float32" not in methods or math.isinf(latency_s):
@@ -113,8 +125,10 @@ def from_records(records: Sequence[Record], machine: str, device: str) -> Peaks 
     )
 
 
-def measure_peaks(machine: Machine, device: str, *, quick: bool = False, say: Say = lambda text: None) -> Iterator[Record]:
-    """Measure every peak of a device; a method this machine lacks is left out."""
+def measure_peaks(
+    machine: Machine, device: str, plan: Plan | None = None, *, quick: bool = False, say: Say = lambda text: None
+) -> Iterator[Record]:
+    """Measure every peak of a device, or those of a plan; a method this machine lacks is left out."""
     rounds = {"budget_s": 0.1 if quick else 0.3, "min_rounds": 3 if quick else 5, "max_rounds": 25}
 
     def record(what: str, shape: str, size: int, dtype: str, method: str, call: Any, flops: float, moved: float) -> Record:
@@ -150,7 +164,8 @@ def measure_peaks(machine: Machine, device: str, *, quick: bool = False, say: Sa
     with watch() as before:
         time.sleep(0.2)
     disturbed = before[0].noisy
-    for name, shape, size, dtype, method, make in _cuda_plan(quick) if device == "cuda" else _cpu_plan(machine, quick):
+    plan = plan or (_cuda_plan if device == "cuda" else _cpu_plan)
+    for name, shape, size, dtype, method, make in plan(machine, quick):
         say(f"{name} {shape} {dtype} {method}".replace("  ", " "))
         call, flops, moved = make()
         yield record(name, shape, size, dtype, method, call, flops, moved)
@@ -160,21 +175,27 @@ def measure_peaks(machine: Machine, device: str, *, quick: bool = False, say: Sa
 
 Made = tuple[Callable[[], Any], float, float]
 Planned = tuple[str, str, int, str, str, Callable[[], Made]]
+Plan = Callable[[Machine, bool], Iterator[Planned]]
 
 
 def _cpu_plan(machine: Machine, quick: bool) -> Iterator[Planned]:
     """(what, shape, size, dtype, method, maker of (call, FLOPs, bytes)) for every peak of the processor."""
-    yield from _compiled_plan(machine.threads) if _numba_works() else _plain_plan()
+    yield from _compiled_plan(machine.threads) if numba_works() else _plain_plan()
+    yield from products_plan(machine, quick, tuple(GEMM_SIZE))
+
+
+def products_plan(machine: Machine, quick: bool, dtypes: Sequence[str] = ("float64", "float32")) -> Iterator[Planned]:
+    """The libraries' matrix products; those of narrow dtypes pass no vendor check."""
     for dtype in ("float64", "float32"):
         n = GEMM_SIZE[dtype] // (2 if quick else 1)
         yield "arithmetic", f"n={n}", n, dtype, "numpy", partial(_numpy_gemm, dtype, n)
     if importlib.util.find_spec("torch") is not None:
-        for dtype, full in GEMM_SIZE.items():
-            n = full // (2 if quick else 1)
+        for dtype in dtypes:
+            n = GEMM_SIZE[dtype] // (2 if quick else 1)
             yield "arithmetic", f"n={n}", n, dtype, "torch", partial(_torch_gemm, dtype, n, "cpu")
 
 
-def _numba_works() -> bool:
+def numba_works() -> bool:
     """Numba may be installed and yet refuse the NumPy beside it."""
     try:
         import numba  # noqa: F401
@@ -203,7 +224,7 @@ def _plain_plan() -> Iterator[Planned]:
         yield "bandwidth", _size(size), size, "", "numpy", partial(_numpy_copy, size)
 
 
-def _cuda_plan(quick: bool) -> Iterator[Planned]:
+def _cuda_plan(machine: Machine, quick: bool) -> Iterator[Planned]:
     for size in CUDA_WORKING_SETS[: -1 if quick else None]:
         yield "bandwidth", _size(size), size, "", "copy", partial(_cuda_copy, size)
     yield "latency", "one tiny kernel", 1, "", "torch", _cuda_launch

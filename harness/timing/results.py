@@ -1,7 +1,11 @@
 """One record per timing, in a file that accumulates: JSON lines, one record each, appended under a lock.
 
-Achieved and peak rates are never stored as such: a record holds seconds, FLOPs and bytes, and everything else is derived.
-Measured peaks are records too (family `machine`), so one file holds what a fraction of the limit was computed from.
+Achieved rates are never stored as such: a record holds seconds, FLOPs and bytes, and everything else is derived. What the
+machine reached right beside the timing stands in the record as it was measured, so every fraction of the limit can be
+computed again. Measured peaks are records too (family `machine`).
+
+Records written before `unlocked` was a field are read by a rule: a library's record is unlocked if a record of the same
+machine description says "vendor check overridden" in its code path, for such a description was of an unlocked run.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,6 +24,14 @@ from llmlab.reference.errors import InputError
 
 SAME_AT_LEAST = 0.05
 """Changes below this are called the same however small the spreads are: placement of pages alone moves times that much."""
+
+UNLOCKED = " (unlocked)"
+"""Ends the name of a library that ran without its vendor check."""
+
+OVERRIDDEN = "vendor check overridden"
+"""What the code path of torch says in a process whose MKL was told to run its fast code."""
+
+Key = tuple[str, str, str, str, str, bool]
 
 
 @dataclass(frozen=True)
@@ -48,8 +60,12 @@ class Record:
         calls: calls per round.
         page_faults: minor page faults per call.
         noisy: the machine was not quiet or the rounds spread too much.
-        limit_s: least time the machine allows by its measured peaks, None when unknown.
+        limit_s: least time the machine allows: max(moved_bytes / bandwidth, flops / arithmetic); None when unknown.
         bound: which resource sets the limit: "memory", "compute" or empty.
+        bandwidth: bytes per second that memory reached beside this timing, on a working set of the same size.
+        arithmetic: FLOPs per second that arithmetic reached beside it, or the machine's peak where that was not measured there.
+        drift: by which fraction the rate that sets the limit was lower before or after; None when it was measured once.
+        unlocked: a library's code path without its processor vendor check, false for the library as shipped.
         date: when, UTC, ISO 8601.
     """
 
@@ -79,6 +95,10 @@ class Record:
     noisy: bool = False
     limit_s: float | None = None
     bound: str = ""
+    bandwidth: float | None = None
+    arithmetic: float | None = None
+    drift: float | None = None
+    unlocked: bool = False
     date: str = ""
 
     def __post_init__(self) -> None:
@@ -91,9 +111,14 @@ class Record:
             raise ValueError(f"{self.component} {self.implementation}: times must be positive, got {times}")
 
     @property
-    def key(self) -> tuple[str, str, str, str, str]:
-        """What makes two records comparable: component, shape, dtype, implementation, device."""
-        return self.component, self.shape, self.dtype, self.implementation, self.device
+    def key(self) -> Key:
+        """What makes two records comparable: component, shape, dtype, implementation, device, and the libraries' code path."""
+        return self.component, self.shape, self.dtype, self.implementation, self.device, self.unlocked
+
+    @property
+    def label(self) -> str:
+        """The implementation as tables show it."""
+        return self.implementation + UNLOCKED * self.unlocked
 
     @property
     def fraction(self) -> float | None:
@@ -219,8 +244,8 @@ def read(path: str | Path) -> list[Record]:
         rows = document["records"]
         if not isinstance(rows, list):
             raise InputError(path, "records", type(rows).__name__, "must be a list")
-        return [parse(row, f"{path.name} record {number}") for number, row in enumerate(rows, 1)]
-    records = []
+        return _told_apart(rows, [parse(row, f"{path.name} record {number}") for number, row in enumerate(rows, 1)])
+    rows, records = [], []
     for number, line in enumerate(text.split("\n"), 1):
         if not line and number > text.count("\n"):
             break  # after the last line's end
@@ -228,8 +253,20 @@ def read(path: str | Path) -> list[Record]:
         row = _decode(line)
         if row is None:
             raise InputError(where, "line", line[:40], "is not a JSON record")
+        rows.append(row)
         records.append(parse(row, where))
-    return records
+    return _told_apart(rows, records)
+
+
+def _told_apart(rows: Sequence[Mapping[str, Any]], records: Sequence[Record]) -> list[Record]:
+    """Mark the unlocked ones among records that were written before there was a field for it."""
+    machines = {one.machine for row, one in zip(rows, records) if "unlocked" not in row and OVERRIDDEN in one.code_path}
+    return [
+        replace(one, unlocked=True)
+        if "unlocked" not in row and one.machine in machines and one.implementation.startswith(("torch", "numpy"))
+        else one
+        for row, one in zip(rows, records)
+    ]
 
 
 def _decode(text: str) -> Any:
@@ -239,7 +276,7 @@ def _decode(text: str) -> Any:
         return None
 
 
-def latest(records: Iterable[Record]) -> dict[tuple[str, str, str, str, str], Record]:
+def latest(records: Iterable[Record]) -> dict[Key, Record]:
     """The last record of every key, timed or wrong."""
     return {record.key: record for record in records}
 
@@ -249,7 +286,7 @@ class Change:
     """One record against an older one of the same key.
 
     Attributes:
-        component, shape, dtype, implementation, device: the key.
+        component, shape, dtype, implementation, device, unlocked: the key.
         old_s: median before, None when it was wrong or not timed.
         new_s: median now, None likewise.
         ratio: new over old, below 1 is faster.
@@ -263,12 +300,18 @@ class Change:
     dtype: str
     implementation: str
     device: str
+    unlocked: bool
     old_s: float | None
     new_s: float | None
     ratio: float | None
     band: float | None
     verdict: str
     note: str
+
+    @property
+    def label(self) -> str:
+        """The implementation as tables show it."""
+        return self.implementation + UNLOCKED * self.unlocked
 
     def as_dict(self) -> dict[str, Any]:
         """The change as JSON values."""
@@ -281,7 +324,7 @@ def compare(old: Sequence[Record], new: Sequence[Record]) -> list[Change]:
     return [_change(key, before.get(key), after.get(key)) for key in sorted(before.keys() | after.keys())]
 
 
-def _change(key: tuple[str, str, str, str, str], old: Record | None, new: Record | None) -> Change:
+def _change(key: Key, old: Record | None, new: Record | None) -> Change:
     old_s, new_s = old.median_s if old else None, new.median_s if new else None
     ratio = new_s / old_s if old_s and new_s else None
     band = noise_band(old, new) if old and new and ratio else None

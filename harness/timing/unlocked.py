@@ -1,8 +1,9 @@
 """Peers without their handicap: libraries that choose slow code on processors of another vendor, told to choose the fast one.
 
 MKL inside torch asks whether the processor is Intel's, and OpenBLAS inside numpy may fall back to an older kernel set. A
-speed-up over such a peer measures the vendor check. The environment made here changes both, for a child process only:
-a preloaded library answers MKL's question with yes, and OPENBLAS_CORETYPE names the kernel set by instruction set.
+speed-up over such a peer measures the vendor check. The environment made here changes both, for a child process only
+(`peer_process`): a preloaded library answers MKL's question with yes, and OPENBLAS_CORETYPE names the kernel set by
+instruction set.
 """
 
 from __future__ import annotations
@@ -10,13 +11,10 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
-from llmlab.harness.machine import Machine, describe
-from llmlab.reference.errors import InputError
+from llmlab.harness.machine import Machine
 
 ANSWER = "int mkl_serv_intel_cpu_true(void) { return 1; }\n"
 
@@ -54,19 +52,3 @@ def unlocked_environment(machine: Machine, folder: Path, environment: Mapping[st
     preloaded = [str(library), *filter(None, [environment.get("LD_PRELOAD", "")])]
     core = "SkylakeX" if "avx512f" in machine.features else "Haswell"
     return {**environment, "LD_PRELOAD": ":".join(preloaded), "OPENBLAS_CORETYPE": environment.get("OPENBLAS_CORETYPE", core)}
-
-
-def run_unlocked(arguments: Sequence[str]) -> int:
-    """Run the command line again with unlocked libraries; return its exit code.
-
-    Raises:
-        InputError: there is nothing to unlock on this machine, or it cannot be built.
-    """
-    machine = describe()
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            environment = unlocked_environment(machine, Path(folder))
-        except (ValueError, OSError) as error:
-            raise InputError("option", "--unlocked", True, str(error)) from None
-        rest = [argument for argument in arguments if argument != "--unlocked"]
-        return subprocess.run([sys.executable, "-m", "llmlab.cli", *rest], env=environment, check=False).returncode

@@ -26,20 +26,16 @@ def test_bandwidth_never_grows_with_the_working_set():
 
 
 def test_the_slower_resource_sets_the_limit():
-    memory = limit(flops=1e9, moved_bytes=1e8, dtype="float32", peaks=PEAKS)
+    memory = limit(flops=1e9, moved_bytes=1e8, bandwidth=1e11, arithmetic=1e12)
     assert (memory.seconds, memory.bound) == (pytest.approx(1e-3), "memory")
-    compute = limit(flops=1e10, moved_bytes=1e8, dtype="float32", peaks=PEAKS)
+    compute = limit(flops=1e10, moved_bytes=1e8, bandwidth=1e11, arithmetic=1e12)
     assert (compute.seconds, compute.bound) == (pytest.approx(1e-2), "compute")
-    narrow = limit(flops=1e10, moved_bytes=1e8, dtype="bfloat16", peaks=PEAKS)
+    narrow = limit(flops=1e10, moved_bytes=1e8, bandwidth=1e11, arithmetic=4e12)
     assert narrow.seconds == pytest.approx(2.5e-3)
 
 
 def test_fraction_is_limit_over_measured():
-    assert limit(flops=1e10, moved_bytes=0, dtype="float32", peaks=PEAKS).fraction(0.04) == pytest.approx(0.25)
-
-
-def test_a_dtype_nobody_measured_has_no_limit():
-    assert limit(flops=1.0, moved_bytes=1.0, dtype="float16", peaks=PEAKS) is None
+    assert limit(flops=1e10, moved_bytes=0, bandwidth=1e11, arithmetic=1e12).fraction(0.04) == pytest.approx(0.25)
 
 
 def test_a_slow_library_code_path_shows_as_a_fraction_of_the_arithmetic_peak():

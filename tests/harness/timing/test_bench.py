@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 
 from llmlab.cli import main
+from llmlab.harness.machine import describe
 from llmlab.harness.parity import draw_dims
 from llmlab.harness.roofline import Peaks
 from llmlab.harness.timing import bench, results
+from llmlab.harness.timing.beside import Rates, Reached
 from llmlab.harness.timing.measure import Quiet, summarize
 from llmlab.kernels import twin as registry
 from llmlab.kernels.twin import Twin
@@ -22,7 +24,7 @@ EFFORT = bench.Effort(budget_s=0.01, formula_s=1e9, check_s=1e-4)
 @pytest.fixture
 def bring(monkeypatch):
     """Register a NumPy function as somebody's numba twin of softmax, for one test."""
-    registry.twins_of(SOFTMAX, ["numba"])  # import our own first: an import registers once only
+    registry.twins_of(SOFTMAX)  # import our own first: an import registers once only
     monkeypatch.setattr(registry, "_registered", dict(registry._registered))
 
     def add(function, name="theirs"):
@@ -70,7 +72,7 @@ def test_a_wrong_kernel_shows_as_wrong_and_is_never_timed(bring):
     assert record.median_s is None
     assert record.error > 1
     (row,) = bench.table([record])
-    assert row["time"] == "WRONG"
+    assert row["median"] == "WRONG"
     assert row["ratio"] == row["% of limit"] == ""
 
 
@@ -135,7 +137,7 @@ def test_a_dtype_nobody_claims_is_skipped_with_the_reason(bring):
     bring(right)
     found = list(bench.bench_case(SOFTMAX, SMALL, "float16", effort=EFFORT, backends=["numba"]))
     assert {one.why for one in found} == {"does not claim float16"}
-    assert all(row["time"] == "-" for row in bench.table([], found))
+    assert all(row["median"] == "-" for row in bench.table([], found))
 
 
 def test_a_formula_that_would_take_minutes_is_skipped_and_said():
@@ -212,7 +214,7 @@ def test_the_table_puts_the_fastest_first_and_gives_ratios(bring):
     ]
     rows = bench.table(records)
     assert rows[0]["implementation"] == "numba (theirs)"
-    assert (rows[0]["ratio"], rows[0]["time"]) == ("1.00", "100 ms")
+    assert (rows[0]["ratio"], rows[0]["median"]) == ("1.00", "100 ms")
     assert {row["ratio"] for row in rows[1:]} == {"4.00"}
     ((title, cells),) = bench.tables(rows)
     assert title == f"layers.softmax, {SMALL}, float32"
@@ -228,6 +230,7 @@ def test_the_table_puts_the_fastest_first_and_gives_ratios(bring):
         (["bench", "layers.softmax", "--shape", "no such shape"], "no shape's name"),
         (["bench", "layers.softmax", "--compare", "absent.json"], "cannot be read"),
         (["bench", "--kernel", "absent.py:f"], "needs --op"),
+        (["bench", "--unlocked"], "--unlocked"),
     ],
 )
 def test_bad_options_end_with_one_line_and_code_2(arguments, said, capsys, tmp_path, monkeypatch):
@@ -239,8 +242,194 @@ def test_bad_options_end_with_one_line_and_code_2(arguments, said, capsys, tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
+class Peers:
+    """Unlocked libraries that need a tenth of a second, and remember what they were asked for."""
+
+    needed, why_not = True, ""
+    code_paths = {"torch": "MKL, vendor check overridden", "numpy": "same"}  # noqa: RUF012
+
+    def __init__(self, log=None, answer=None):
+        self.log, self.answer = log if log is not None else [], answer
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def differs(self, library):
+        return library == "torch"
+
+    def bench(self, request):
+        self.log.append(f"{request['implementation']} (unlocked)")
+        if self.answer:
+            return self.answer
+        component = load(request["component"])
+        (one,) = [one for one in bench.implementations_of(component) if one.label == request["implementation"]]
+        record = bench._record(component, request["shape"], {}, request["dtype"], one, True, 0.5, "timed shape")
+        timing = summarize([0.1])
+        cost = {"flops": 600.0, "moved_bytes": 960.0, "machine": "theirs", "code_path": "MKL, vendor check overridden"}
+        return dataclasses.replace(bench._with_timing(record, timing), **cost)
+
+    def rest(self):
+        self.log.append("rest")
+
+
+class Beside:
+    """A machine that is measured before and after a case, and remembers when."""
+
+    def __init__(self, log, reached):
+        self.log, self.reached = log, reached
+
+    def __call__(self, peaks, moved_bytes, dtype):
+        self.log.append("before")
+        return self
+
+    def after(self):
+        self.log.append("after")
+        return self.reached
+
+
+PEAKS = Peaks("cpu", "", [(1.0, 1e9)], {"float32": 1e12}, {}, 0.0, False)
+AT_900_BYTES_PER_S = Reached(Rates(bandwidth=900.0, arithmetic=1e9), bandwidth_drift=0.1, arithmetic_drift=0.0)
+
+
+def run_beside(log, *, peers=None, reached=AT_900_BYTES_PER_S, only=None):
+    def timer(call, one):
+        log.append(one.label)
+        return summarize([0.4])
+
+    return list(
+        bench.bench_case(
+            SOFTMAX,
+            SMALL,
+            "float32",
+            effort=EFFORT,
+            timer=timer,
+            peaks_of=lambda device: PEAKS if device == "cpu" else None,
+            beside=Beside(log, reached),
+            peers=peers,
+            only=only,
+            backends=["numba", "torch"],
+        )
+    )
+
+
+torch_on_the_processor = pytest.mark.skipif(
+    bool(describe().accelerators) or describe().versions["torch"] == "absent", reason="needs torch on the processor"
+)
+
+
+@torch_on_the_processor
+@pytest.mark.usefixtures("small")
+def test_a_library_is_timed_unlocked_right_after_it_was_timed_as_shipped():
+    log = []
+    found = run_beside(log, peers=Peers(log))
+    assert log[0] == "before"
+    assert log[-1] == "after"
+    assert log[1:-1] == ["numpy", "numba", "torch", "torch (unlocked)", "torch.softmax", "torch.softmax (unlocked)"]
+    unlocked = [one for one in found if isinstance(one, results.Record) and one.unlocked]
+    assert [one.label for one in unlocked] == ["torch (unlocked)", "torch.softmax (unlocked)"]
+    assert {one.machine for one in unlocked} == {describe().digest}
+    assert len({one.key for one in found}) == len(found)
+
+
+@torch_on_the_processor
+@pytest.mark.usefixtures("small")
+def test_a_kernel_is_weighed_against_the_best_of_shipped_and_unlocked_peers():
+    rows = {row["implementation"]: row for row in bench.table(run_beside([], peers=Peers()))}
+    assert rows["numba"]["peer/this"] == rows["numpy"]["peer/this"] == "0.25"
+    assert rows["torch (unlocked)"]["peer/this"] == rows["torch"]["peer/this"] == ""
+    assert list(rows)[:2] == ["torch (unlocked)", "torch.softmax (unlocked)"]
+    alone = {row["implementation"]: row for row in bench.table(run_beside([]))}
+    assert alone["numba"]["peer/this"] == "1.00"
+
+
+@torch_on_the_processor
+@pytest.mark.usefixtures("small")
+def test_why_a_library_is_not_shown_unlocked_is_said():
+    found = run_beside([], peers=Peers(answer="the unlocked process ended: no memory"))
+    (row,) = [row for row in bench.table([], found) if row["implementation"] == "torch (unlocked)"]
+    assert (row["median"], row["remarks"]) == ("-", "the unlocked process ended: no memory")
+
+
+@torch_on_the_processor
+@pytest.mark.usefixtures("small")
+def test_one_unlocked_library_can_be_asked_for():
+    (found,) = run_beside([], peers=Peers(), only="torch (unlocked)")
+    assert (found.label, found.median_s) == ("torch (unlocked)", 0.1)
+    (found,) = run_beside([], peers=Peers(), only="torch")
+    assert (found.label, found.median_s) == ("torch", 0.4)
+
+
+@torch_on_the_processor
+def test_only_a_librarys_own_code_is_unlocked(bring):
+    bring(right)
+    registry.register(Twin(SOFTMAX, "torch", right, ("float32",), source="mine.py"))
+    expanded = bench.with_unlocked(bench.implementations_of(SOFTMAX, ["numba", "torch"]))
+    names = [one.name for one in expanded if one.unlocked]
+    assert names == ["numpy (unlocked)", "torch (unlocked)", "torch.softmax (unlocked)"]
+    elsewhere = [dataclasses.replace(one, device="cuda") for one in expanded if not one.unlocked]
+    assert bench.with_unlocked(elsewhere) == elsewhere
+
+
+@pytest.mark.usefixtures("small")
+def test_the_limit_is_what_the_machine_reached_beside_the_case_and_stands_in_the_record():
+    for one in run_beside([], only="numba"):
+        assert (one.bandwidth, one.arithmetic, one.drift, one.bound) == (900.0, 1e9, 0.1, "memory")
+        assert one.limit_s == max(one.moved_bytes / one.bandwidth, one.flops / one.arithmetic)
+        assert one.fraction == pytest.approx(960 / 900 / 0.4)
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize(("drift", "marked"), [(0.1, False), (0.2, True)])
+def test_a_case_beside_which_the_machine_drifted_is_marked(drift, marked):
+    reached = dataclasses.replace(AT_900_BYTES_PER_S, bandwidth_drift=drift)
+    rows = bench.table(run_beside([], reached=reached))
+    assert rows
+    assert all(("memory drifted by 20%" in row["remarks"]) == marked for row in rows)
+
+
+@pytest.mark.usefixtures("small")
+def test_the_fraction_of_the_limit_comes_first_then_the_peer_then_best_and_median():
+    head = ["component", "shape", "dtype", "implementation", "% of limit", "peer/this", "best", "median"]
+    assert all(list(row)[:8] == head for row in bench.table(run_beside([])))
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize(
+    ("noisy", "wait_s", "expected"), [(True, 9.0, [3.0]), (True, 2.0, [2.0]), (True, 0.0, []), (False, 9.0, [])]
+)
+def test_after_a_noisy_shape_the_run_waits_for_quiet_but_not_for_ever(monkeypatch, noisy, wait_s, expected):
+    waits = []
+    monkeypatch.setattr(bench, "wait_until_quiet", waits.append)
+    monkeypatch.setattr(bench, "measure", lambda call, **_: summarize([1.0], noisy=noisy))
+    bench.run_bench([SOFTMAX], backends=["numba"], effort=EFFORT, wait_s=wait_s)
+    assert waits == expected
+
+
+def report(**changes):
+    fields = {"peaks": {}, "quiet": Quiet(0.0, 0.0, 0.0), "records": [], "skipped": [], "changes": [], "results": ""}
+    return bench.Report(**({"machine": describe()} | fields | changes))
+
+
+def test_the_report_tells_which_code_ran_or_why_libraries_are_shown_as_shipped_only():
+    assert "torch (unlocked): MKL" in report(unlocked={"torch": "MKL"}).remarks()
+    assert any("needs a C compiler" in line for line in report(why_not_unlocked="needs a C compiler").remarks())
+    assert not any("unlocked" in line or "shipped" in line for line in report().remarks())
+
+
+@pytest.mark.parametrize(("shipped", "said"), [(0.45, True), (0.8, False)])
+def test_the_report_tells_of_a_slow_code_path_beside_the_fast_one(shipped, said):
+    methods = {"float32": {"fma": 1e12, "torch": shipped * 1e12, "torch (unlocked)": 0.95e12}}
+    lines = report(peaks={"cpu": dataclasses.replace(PEAKS, methods=methods)}).remarks()
+    assert ("torch float32 GEMM reaches 45% of the arithmetic peak, a slow code path" in lines) == said
+    assert ("torch (unlocked) float32 GEMM reaches 95% of the arithmetic peak" in lines) == said
+
+
 @pytest.mark.usefixtures("bring")
 def test_the_command_prints_stores_and_compares(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(bench, "PeerProcess", lambda machine: Peers())
     monkeypatch.setattr(bench, "QUICK", EFFORT)
     monkeypatch.setattr(bench, "wait_until_quiet", lambda limit_s: Quiet(0.5, 0.0, 0.0))
     monkeypatch.setitem(SOFTMAX.__dict__, "shapes", {SMALL: {"B": 1, "T": 3, "S": 40}})
@@ -251,12 +440,14 @@ def test_the_command_prints_stores_and_compares(tmp_path, capsys, monkeypatch):
     common = ["bench", "layers.softmax", "--backend", "numba", "--quick", "--results", str(path)]
     assert main([*common, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert {"machine", "peaks", "records", "skipped", "changes", "quiet"} <= document.keys()
+    assert {"machine", "peaks", "records", "skipped", "changes", "quiet", "unlocked"} <= document.keys()
     assert {record["implementation"] for record in document["records"]} >= {"numpy", "numba"}
     assert len(results.read(path)) == len(document["records"])
     printed.write_text(json.dumps(document))
     assert main([*common, "--compare", str(printed)]) == 0
-    assert "verdict" in capsys.readouterr().out
+    printed_tables = capsys.readouterr().out
+    assert "verdict" in printed_tables
+    assert printed_tables.index("% of limit") < printed_tables.index("peer/this") < printed_tables.index("best")
     wrong = [
         "bench",
         "--kernel",

@@ -55,6 +55,31 @@ def test_the_best_ever_reached_counts_and_one_quiet_measurement_suffices(tmp_pat
     assert peaks.from_records(slow, digest, "cpu").noisy
 
 
+class Unlocked:
+    """Libraries without their vendor check whose products take half the time."""
+
+    asked = 0
+
+    def differs(self, library):
+        return library == "torch"
+
+    def products(self, quick):
+        self.asked += 1
+        plan = [("arithmetic", "n=8", 8, "float32", name, lambda: (None, 8e9, 0.0)) for name in ("numpy", "torch")]
+        return list(peaks.measure_peaks(replace(describe(), threads=99), "cpu", lambda *_: iter(plan)))
+
+
+@pytest.mark.usefixtures("instant")
+def test_products_of_unlocked_libraries_are_peaks_of_the_same_machine_and_measured_once(tmp_path):
+    path, peers = tmp_path / "results.jsonl", Unlocked()
+    assert "torch (unlocked)" not in peaks.peaks("cpu", path=path).methods["float32"]
+    found = peaks.peaks("cpu", path=path, peers=peers)
+    assert found.methods["float32"] == {"fma": 9e9, "numpy": 4e9, "torch (unlocked)": 8e9}
+    assert found.blas_fraction["torch (unlocked)"] == pytest.approx(8 / 9)
+    assert peaks.peaks("cpu", path=path, peers=peers).methods == found.methods
+    assert peers.asked == 1
+
+
 def test_loops_do_the_work_they_count():
     call, flops, _ = loops.fused("float64", 1)
     call()
@@ -82,7 +107,7 @@ def test_libraries_are_unlocked_only_where_they_are_handicapped(tmp_path):
 
 
 def test_without_a_compiler_peaks_are_still_measured(monkeypatch):
-    monkeypatch.setattr(peaks, "_numba_works", lambda: False)
+    monkeypatch.setattr(peaks, "numba_works", lambda: False)
     monkeypatch.setattr(peaks, "measure", lambda call, **_: (call(), summarize([1.0]))[1])
     monkeypatch.setattr(peaks, "CPU_WORKING_SETS", (1 << 16, 1 << 17))
     monkeypatch.setattr(peaks, "GEMM_SIZE", {"float64": 8, "float32": 8})

@@ -133,6 +133,31 @@ def test_only_the_latest_record_of_a_key_is_compared():
     assert (change.old_s, change.new_s, change.ratio) == (1.0, 2.0, 2.0)
 
 
+def test_a_library_as_shipped_and_unlocked_are_not_compared_with_each_other():
+    shipped, unlocked = record(4.0, implementation="torch"), record(2.0, implementation="torch", unlocked=True)
+    assert list(results.latest([shipped, unlocked]).values()) == [shipped, unlocked]
+    changes = results.compare([shipped, unlocked], [shipped, replace(unlocked, median_s=3.0, upper_s=3.0)])
+    assert [(change.label, change.verdict) for change in changes] == [("torch", "same"), ("torch (unlocked)", "slower")]
+    assert [change.verdict for change in results.compare([shipped], [unlocked])] == ["gone", "new"]
+
+
+def test_records_without_the_field_are_unlocked_where_their_run_overrode_the_vendor_check(tmp_path):
+    overridden = {"machine": "unlocked run", "code_path": "MKL 2024.2, AVX2, vendor check overridden"}
+    written = [
+        record(implementation="torch", code_path="MKL 2024.2, AVX2"),
+        record(implementation="numpy", machine="unlocked run", code_path="openblas Haswell"),
+        record(implementation="torch", **overridden),
+        record(implementation="numba", machine="unlocked run"),
+    ]
+    old = [{name: value for name, value in one.as_dict().items() if name != "unlocked"} for one in written]
+    (tmp_path / "old.jsonl").write_text("".join(json.dumps(row) + "\n" for row in old))
+    (tmp_path / "printed.json").write_text(json.dumps({"records": old}))
+    for name in ("old.jsonl", "printed.json"):
+        assert [one.unlocked for one in results.read(tmp_path / name)] == [False, True, True, False]
+    results.append(tmp_path / "new.jsonl", [replace(record(implementation="torch", **overridden), unlocked=False)])
+    assert [one.unlocked for one in results.read(tmp_path / "new.jsonl")] == [False]
+
+
 def test_other_machines_versions_and_code_paths_are_noted():
     new = record(device_name="other processor")
     assert "other machine" in results.compare([record()], [new])[0].note

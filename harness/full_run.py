@@ -59,6 +59,9 @@ LOAD_NAMES = {
     "closed_loop_concurrency_disagg": "closed loop, disaggregated",
 }
 
+DRAWN = ("numba", "torch", "torch (unlocked)", "triton")
+"""Implementations whose share of the limit is drawn."""
+
 EXACT_LOADS = {
     "offline_batch": "offline, given requests",
     "burst_all_at_once": "burst",
@@ -150,24 +153,25 @@ def disagreements() -> list[Section]:
 
 def components_section(rows: Sequence[Section], report: Any) -> Section:
     """The component table, and the speed of the implementations that passed."""
-    best: dict[tuple[str, str, str], float] = {}
-    for record in report.records:
-        if record.median_s is not None:
-            key = (record.component, record.shape, record.dtype)
-            best[key] = min(best.get(key, record.median_s), record.median_s)
-    speeds = [
-        {
-            "op": record.component,
-            "shape": record.shape,
-            "dtype": record.dtype,
-            "backend": record.implementation if record.correct else f"{record.implementation} (wrong)",
-            "seconds": record.median_s,
-            "ratio": record.median_s / best[record.component, record.shape, record.dtype] if record.median_s else None,
-            "fraction": record.fraction,
-        }
-        for record in report.records
-    ]
-    twins = [speed for speed in speeds if speed["backend"] in ("numba", "torch", "triton") and speed["fraction"]]
+    from llmlab.harness.timing.bench import best_peer, by_case, remarks_on
+
+    speeds = []
+    for group in by_case(report.records):
+        for record in group:
+            peer_s = best_peer(record, group)
+            speed = {
+                "op": record.component,
+                "shape": record.shape,
+                "dtype": record.dtype,
+                "backend": record.label if record.correct else f"{record.label} (wrong)",
+                "fraction": record.fraction,
+                "peer": peer_s / record.best_s if peer_s and record.best_s else None,
+                "best": record.best_s,
+                "median": record.median_s,
+                "remarks": "; ".join(remarks_on(record)) if record.correct else record.checked,
+            }
+            speeds.append(speed)
+    twins = [speed for speed in speeds if speed["backend"] in DRAWN and speed["fraction"]]
     seen: set[tuple[str, str]] = set()
     bars = []
     for speed in twins:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -587,21 +587,28 @@ def table(records: Sequence[Record], skipped: Sequence[Skipped] = ()) -> list[di
     their best round; the best of the libraries as shipped and unlocked), best and median time, the ratio to the fastest
     median of the group, and remarks. A wrong kernel shows WRONG and no time.
     """
-    order: dict[tuple[str, str, str], list[Record | Skipped]] = {}
-    everything: list[Record | Skipped] = [*records, *skipped]
-    for one in everything:
-        order.setdefault((one.component, one.shape, one.dtype), []).append(one)
     rows = []
-    for (component, shape, dtype), group in order.items():
+    everything: list[Record | Skipped] = [*records, *skipped]
+    for group in by_case(everything):
         timed = [one for one in group if isinstance(one, Record) and one.median_s is not None]
         fastest = min((one.median_s or 0.0 for one in timed), default=0.0)
-        timed.sort(key=lambda one: one.median_s or 0.0)
-        for one in [*timed, *(one for one in group if one not in timed)]:
+        for one in group:
             where = f" on {one.device}" if isinstance(one, Record) and one.device != "cpu" else ""
-            head = {"component": component, "shape": shape, "dtype": dtype, "implementation": name_of(one) + where}
+            head = {"component": one.component, "shape": one.shape, "dtype": one.dtype, "implementation": name_of(one) + where}
             cells = _skipped_cells(one) if isinstance(one, Skipped) else _cells(one, fastest, best_peer(one, timed))
             rows.append(head | cells)
     return rows
+
+
+Found = TypeVar("Found", Record, Record | Skipped)
+
+
+def by_case(found: Sequence[Found]) -> list[list[Found]]:
+    """Everything of one component, shape and dtype together: the fastest first, what has no time last."""
+    cases: dict[tuple[str, str, str], list[Found]] = {}
+    for one in found:
+        cases.setdefault((one.component, one.shape, one.dtype), []).append(one)
+    return [sorted(group, key=lambda one: getattr(one, "median_s", None) or math.inf) for group in cases.values()]
 
 
 def best_peer(record: Record, group: Sequence[Record]) -> float | None:
@@ -647,6 +654,19 @@ def _cells(record: Record, fastest: float, peer_s: float | None) -> dict[str, st
     if record.median_s is None or record.best_s is None:
         off = f"error {record.error:.3g} x allowed; " if record.error is not None else ""
         return NOTHING | {"median": "WRONG", "remarks": f"{off}{record.checked}"}
+    return NOTHING | {
+        "% of limit": f"{100 * record.fraction:.1f}" if record.fraction is not None else "",
+        "peer/this": f"{peer_s / record.best_s:.2f}" if peer_s is not None else "",
+        "best": duration(record.best_s),
+        "median": duration(record.median_s),
+        "ratio": f"{record.median_s / fastest:.2f}",
+        "bound": record.bound,
+        "remarks": "; ".join(remarks_on(record)),
+    }
+
+
+def remarks_on(record: Record) -> list[str]:
+    """What to keep in mind about a timing."""
     remarks = ["noisy"] if record.noisy else []
     if record.fraction is not None and record.fraction > 1.05:
         remarks.append("above the measured limit: what was measured is too low, or work is skipped")
@@ -656,15 +676,7 @@ def _cells(record: Record, fastest: float, peer_s: float | None) -> dict[str, st
         remarks.append(f"{record.page_faults:.0f} page faults a call")
     if record.checked not in ("timed shape", "is the reference"):
         remarks.append(f"checked at {record.checked}")
-    return NOTHING | {
-        "% of limit": f"{100 * record.fraction:.1f}" if record.fraction is not None else "",
-        "peer/this": f"{peer_s / record.best_s:.2f}" if peer_s is not None else "",
-        "best": duration(record.best_s),
-        "median": duration(record.median_s),
-        "ratio": f"{record.median_s / fastest:.2f}",
-        "bound": record.bound,
-        "remarks": "; ".join(remarks),
-    }
+    return remarks
 
 
 def _skipped_cells(skipped: Skipped) -> dict[str, str]:

@@ -2,10 +2,13 @@
 
 How measurements lie on shared machines, and what is done here:
 
-- Fresh large outputs measure page faults. `warm_allocator` makes glibc keep freed pages in the process (no mmap, no
-  trimming), `reserve_pages` touches enough of them, warm-up goes on until calls fault no more, and page faults per call are
-  recorded so that the rest is visible. Outside Python the same setting is
-  GLIBC_TUNABLES=glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184.
+- Fresh large outputs measure page faults, not kernels: a kernel with `out=` then "beats" a peer that makes its output. Nobody
+  is given `out=` here, and nobody pays for fresh pages: `warm_allocator` makes glibc keep freed pages in the process (no
+  mmap, no trimming), `reserve_pages` touches enough of them right before each implementation, warm-up goes on until calls
+  fault no more, a round that still faults (an output that moved within the heap) is taken again, and page faults per call are
+  recorded so that the rest is visible. Measured with outputs of 134 MB, 32,768 pages: torch's softmax and rms_norm fault 0
+  times a call, under 0.01 % of the bytes they move; so they have the buffers that `out=` would give them. Outside Python the
+  same setting is GLIBC_TUNABLES=glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184.
 - Neighbours destroy medians long before they destroy the best round. Both are kept; `watch` measures how much of the
   machine others used meanwhile, and a timing taken then is marked noisy.
 - A call shorter than the clock's noise is repeated inside each round.
@@ -34,6 +37,9 @@ STABLE = 0.01
 
 FEW_FAULTS = 32
 """A warm call touches fewer new pages than this."""
+
+RETAKEN = 3
+"""Rounds that fault are taken again at most this often; a call that always faults is timed with its faults."""
 
 NOISY_SPREAD = 0.2
 NOISY_OTHERS = 0.1
@@ -130,20 +136,25 @@ def measure(
         min_rounds = 1
     timer = _cuda_round if device == "cuda" else _host_round
     rounds_s: list[float] = []
-    faults_before = minor_faults()
+    faults, retaken = 0, 0
     with watch(spins=0) as quiet:
         started = clock()
         while len(rounds_s) < max_rounds:
-            rounds_s.append(timer(call, calls, clock))
+            before = minor_faults()
+            round_s, fresh = timer(call, calls, clock), minor_faults() - before
             spent = clock() - started
+            if fresh > FEW_FAULTS * calls and retaken < RETAKEN and spent < 4 * budget_s:
+                retaken += 1
+                continue
+            rounds_s.append(round_s)
+            faults += fresh
             if len(rounds_s) >= min_rounds and (spent >= budget_s or is_stable(rounds_s)):
                 break
             if spent >= 4 * budget_s:  # many times slower than the estimate: a neighbour came
                 break
         synchronize()
-    faults = (minor_faults() - faults_before) / (len(rounds_s) * calls)
     noisy = quiet[0].others > NOISY_OTHERS if quiet else False
-    return summarize(rounds_s, calls, page_faults=faults, noisy=noisy)
+    return summarize(rounds_s, calls, page_faults=faults / (len(rounds_s) * calls), noisy=noisy)
 
 
 def warm_up(

@@ -65,8 +65,8 @@ def peaks(
     if device == "cpu" and peers is not None and not any(one.unlocked for one in of_machine(stored, machine.digest, device)):
         say("matrix products, unlocked")
         libraries = [name for name in ("numpy", "torch") if peers.differs(name)]
-        found = peers.products(quick) if libraries else []
-        records += [replace(one, machine=machine.digest, unlocked=True) for one in found if one.implementation in libraries]
+        products = peers.products(quick) if libraries else []
+        records += [replace(one, machine=machine.digest, unlocked=True) for one in products if one.implementation in libraries]
     if known is not None and not records:
         return known
     if path is not None:
@@ -99,7 +99,7 @@ def from_records(records: Sequence[Record], machine: str, device: str) -> Peaks 
     bandwidth: dict[float, float] = {}
     methods: dict[str, dict[str, float]] = {}
     latency_s = math.inf
-    quiet: dict[tuple[str, ...], bool] = {}
+    quiet: dict[results.Key, bool] = {}
     for record in of_machine(records, machine, device):
         assert record.best_s is not None
         quiet[record.key] = quiet.get(record.key, False) or not record.noisy

@@ -1,7 +1,8 @@
 """The speed of every implementation of every component at its named shapes: `pytest --benchmark`.
 
 One test per component, shape, dtype and implementation, generated from the catalog; `-k attention.gqa` selects by id. A
-wrong kernel fails and is not timed. Without the flag there is one skipped test per component.
+wrong kernel fails and is not timed. Libraries that choose slow code by the processor's vendor are timed as shipped and once
+more, unlocked, in a process of their own. Without the flag there is one skipped test per component.
 """
 
 import pytest
@@ -18,19 +19,32 @@ def pytest_generate_tests(metafunc):
     if not is_asked_for(metafunc.config):
         metafunc.parametrize("case", [pytest.param(None, id=component_id) for component_id in component_ids()])
         return
+    from llmlab.harness.machine import describe
     from llmlab.harness.timing import bench
+    from llmlab.harness.timing.unlocked import why_not
     from llmlab.reference.catalog import components
 
+    expand = list if why_not(describe()) else bench.with_unlocked
     effort = bench.QUICK if metafunc.config.getoption("llmlab_quick") else bench.FULL
     metafunc.parametrize(
         "case",
         [
-            pytest.param((component, shape, dtype, one.label), id=" ".join(filter(None, (name, shape, dtype, one.label))))
+            pytest.param((component, shape, dtype, one.name), id=" ".join(filter(None, (name, shape, dtype, one.name))))
             for name, component in components().items()
             for shape, dtype in bench.cases(component, bench.default_dtypes(), None, effort)
-            for one in bench.implementations_of(component)
+            for one in expand(bench.implementations_of(component))
         ],
     )
+
+
+@pytest.fixture(scope="session")
+def peers():
+    """The process that times libraries without their vendor check."""
+    from llmlab.harness.machine import describe
+    from llmlab.harness.timing.peer_process import PeerProcess
+
+    with PeerProcess(describe()) as process:
+        yield process
 
 
 @pytest.fixture(scope="session")
@@ -61,16 +75,20 @@ def pages():
 
 @pytest.mark.filterwarnings("ignore:Benchmark fixture was not used")  # a wrong kernel is not timed
 @pytest.mark.usefixtures("pages")
-def test_speed(case, benchmark, speed_run, peaks_of):
+def test_speed(case, benchmark, speed_run, peaks_of, peers):
     from llmlab.harness.timing import bench
+    from llmlab.harness.timing.beside import measured
 
-    component, shape, dtype, label = case
+    component, shape, dtype, name = case
     effort = bench.QUICK if speed_run.quick else bench.FULL
     timer = bench.timer_of(benchmark, effort)
-    (found,) = bench.bench_case(component, shape, dtype, effort=effort, timer=timer, peaks_of=peaks_of, only=label)
+    options = {"effort": effort, "timer": timer, "peaks_of": peaks_of, "beside": measured, "peers": peers, "only": name}
+    found = next(bench.bench_case(component, shape, dtype, **options), None)
+    if found is None:
+        pytest.skip("this library runs the same code unlocked, or was skipped as shipped")
     if isinstance(found, bench.Skipped):
         speed_run.skipped.append(found)
         pytest.skip(found.why)
     speed_run.records.append(found)
     benchmark.extra_info.update(found.as_dict())
-    assert found.correct, f"{component.id} {label} {dtype}: error {found.error} of the allowed; {found.checked}"
+    assert found.correct, f"{component.id} {name} {dtype}: error {found.error} of the allowed; {found.checked}"

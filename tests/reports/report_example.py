@@ -58,9 +58,11 @@ def example() -> dict[str, Any]:
                 "speeds": [
                     {
                         "op": "attention.gqa", "shape": "llama-3-8b decode 4k", "dtype": "float32", "backend": backend,
-                        "seconds": 0.0021 * ratio, "ratio": ratio, "fraction": 0.9 / ratio,
+                        "fraction": 0.9 / ratio, "peer": peer, "best": 0.002 * ratio, "median": 0.0021 * ratio, "remarks": "",
                     }
-                    for backend, ratio in (("numba", 1.0), ("torch", 1.4), ("numpy", 3.2))
+                    for backend, ratio, peer in (
+                        ("numba", 1.0, 1.1), ("torch (unlocked)", 1.1, None), ("torch", 1.4, None), ("numpy", 3.2, 0.34)
+                    )
                 ],
                 "speeds_missing": "",
                 "fractions": [

@@ -55,6 +55,16 @@ def test_rounds_end_when_a_neighbour_makes_them_endless():
     assert timing.measure(clock.call, clock=clock, budget_s=0.5).rounds < 5
 
 
+@pytest.mark.parametrize(("fresh", "calls", "expected"), [([0, 1000, 0, 0, 0, 0], 6, 0.0), ([1000], 8, 1000.0)])
+def test_a_round_that_faults_is_taken_again_and_one_that_always_does_is_timed_so(monkeypatch, fresh, calls, expected):
+    clock, pages = Clock([1.0]), itertools.cycle(fresh)
+    faulted = itertools.accumulate(page for step in itertools.count() for page in (0, next(pages)))
+    monkeypatch.setattr(timing, "warm_up", lambda call, **_: (1, 1.0))
+    monkeypatch.setattr(timing, "minor_faults", lambda: next(faulted))
+    measured = timing.measure(clock.call, clock=clock, budget_s=5.0)
+    assert (measured.rounds, measured.page_faults, clock.calls) == (5, expected, calls)
+
+
 @pytest.mark.parametrize("rounds", [[], [0.0], [1.0, -1.0], [float("nan")], [float("inf")]])
 def test_rounds_that_are_no_times_are_refused(rounds):
     with pytest.raises(ValueError, match="positive time"):

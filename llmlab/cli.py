@@ -36,6 +36,42 @@ app.add_typer(workload_app, name="workload")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 Ids = Annotated[list[str] | None, typer.Argument(help="Component ids or families; all when none are given.")]
+Backends = Annotated[list[str] | None, typer.Option(help="Only these backends: numba, torch, triton.")]
+OwnKernel = Annotated[str | None, typer.Option(help="Your own kernel, FILE.py:FUNCTION; needs --op and one --backend.")]
+ImplementedOp = Annotated[str | None, typer.Option(help="Component that --kernel implements.")]
+RowLimit = Annotated[int | None, typer.Option(help="At most this many rows, spread over the files.")]
+Seed = Annotated[int, typer.Option(help="Of every random draw.")]
+
+MODEL = typer.Option(help="Preset name, or path of a Hugging Face config.json.")
+Model = Annotated[str, MODEL]
+Gpu = Annotated[str, typer.Option(help="Device, by name or alias.")]
+FirstRequests = Annotated[int | None, typer.Option(help="Only the first N requests.")]
+RateFactor = Annotated[float, typer.Option(help="Let requests arrive this many times as fast.")]
+MemoryPart = Annotated[float, typer.Option(help="Part of the device memory the engine may fill.")]
+
+GlobalBatch = Annotated[int, typer.Option(min=1, help="Sequences per optimizer step.")]
+SequenceTokens = Annotated[int, typer.Option(min=1, help="Tokens per sequence.")]
+TensorParallel = Annotated[int, typer.Option(min=1, help="Tensor-parallel degree of training.")]
+PipelineStages = Annotated[int, typer.Option(min=1, help="Pipeline stages of training.")]
+Microbatch = Annotated[int, typer.Option(min=1, help="Sequences per forward pass of training.")]
+Framework = Annotated[
+    str, typer.Option(help="Training preset whose habits and constants apply: megatron, fsdp, deepspeed-zero1, ...")
+]
+Optimizer = Annotated[str, typer.Option(help="adam, adam-8bit, adafactor, muon, sgd-momentum or sgd.")]
+Protocols = Annotated[str, typer.Option(help="Of collectives on a topology: ideal, nccl-ampere or nccl-hopper.")]
+
+
+def picture(what: str) -> Any:
+    """An option that names the file of a picture."""
+    return typer.Option(help=f"{what} (.png, .svg, .pdf).")
+
+
+def perfetto(what: str) -> Any:
+    """An option that names the file of a timeline."""
+    return typer.Option(help=f"{what} for Perfetto (.json or .json.gz).")
+
+
+Timeline = Annotated[Path | None, perfetto("Write a timeline")]
 
 
 def console() -> Console:
@@ -90,9 +126,9 @@ def list_command(json_output: Json = False) -> None:
 @app.command("check")
 def check_command(
     ids: Ids = None,
-    backend: Annotated[list[str] | None, typer.Option(help="Only these backends: numba, torch, triton.")] = None,
-    kernel: Annotated[str | None, typer.Option(help="Your own kernel, FILE.py:FUNCTION; needs --op and one --backend.")] = None,
-    op: Annotated[str | None, typer.Option(help="Component that --kernel implements.")] = None,
+    backend: Backends = None,
+    kernel: OwnKernel = None,
+    op: ImplementedOp = None,
     json_output: Json = False,
 ) -> None:
     """Check components: oracles, parity in every dtype, gradients, layouts, cost laws. Exit code 1 if any check fails."""
@@ -164,7 +200,7 @@ def evaluate_command(
 @app.command("bench")
 def bench_command(
     ids: Ids = None,
-    backend: Annotated[list[str] | None, typer.Option(help="Only these backends: numba, torch, triton.")] = None,
+    backend: Backends = None,
     dtype: Annotated[list[str] | None, typer.Option(help="float32 when not given, and bfloat16 on a GPU.")] = None,
     shape: Annotated[str | None, typer.Option(help="Only shapes whose name holds this text.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="One shape per component, fewer rounds.")] = False,
@@ -172,8 +208,8 @@ def bench_command(
         Path | None, typer.Option(help="Older results (JSON lines, or a printed --json) to compare with.")
     ] = None,
     results: Annotated[Path | None, typer.Option(help="File that accumulates; build/results.jsonl when not given.")] = None,
-    kernel: Annotated[str | None, typer.Option(help="Your own kernel, FILE.py:FUNCTION; needs --op and one --backend.")] = None,
-    op: Annotated[str | None, typer.Option(help="Component that --kernel implements.")] = None,
+    kernel: OwnKernel = None,
+    op: ImplementedOp = None,
     simulator: Annotated[bool, typer.Option("--simulator", help="Time the serving simulator's loops instead.")] = False,
     json_output: Json = False,
 ) -> None:
@@ -269,10 +305,9 @@ def validate_serving_command(
         ),
     ],
     core: Annotated[bool, typer.Option("--core", help="Only rows marked core: one node, dense Llama family.")] = False,
-    limit: Annotated[int | None, typer.Option(help="At most this many rows, spread over the files.")] = None,
+    limit: RowLimit = None,
     out_picture: Annotated[
-        Path | None,
-        typer.Option(help="Draw the replayed runs of per-request files, measured against simulated (.svg or .png)."),
+        Path | None, picture("Draw the replayed runs of per-request files, measured against simulated")
     ] = None,
     json_output: Json = False,
 ) -> None:
@@ -281,9 +316,9 @@ def validate_serving_command(
     from llmlab.harness.validation.serving import summary_tables
 
     if out_picture is not None:
-        from llmlab.simulator.serving.simulate import check_ending
+        from llmlab.reports.picture import check_picture
 
-        check_ending(out_picture, (".svg", ".png"))
+        check_picture(out_picture)
     with progress_bar("simulating") as advance:
         result = validate_files(runs, core=core, limit=limit, progress=advance)
     if out_picture is not None:
@@ -339,7 +374,7 @@ DEPLOYMENT_OPTIONS = (
 def simulate_serve_command(
     context: typer.Context,
     workload: Annotated[Path, typer.Option(help="Trace (.csv, .csv.gz) or workload file (.yaml).")],
-    model: Annotated[str | None, typer.Option(help="Preset name, or path of a Hugging Face config.json.")] = None,
+    model: Annotated[str | None, MODEL] = None,
     gpu: Annotated[str | None, typer.Option(help="Device name such as h100, or a profile made by `llmlab calibrate`.")] = None,
     deployment_file: Annotated[
         Path | None,
@@ -381,26 +416,24 @@ def simulate_serve_command(
     max_num_seqs: Annotated[int | None, typer.Option(help="Requests a replica runs at once.")] = None,
     max_num_batched_tokens: Annotated[int | None, typer.Option(help="Tokens of one step: the prefill chunk.")] = None,
     block_tokens: Annotated[int | None, typer.Option(help="Tokens of a KV block; the engine's when not given.")] = None,
-    gpu_memory_utilization: Annotated[float, typer.Option(help="Part of the device memory the engine may fill.")] = 0.9,
+    gpu_memory_utilization: MemoryPart = 0.9,
     prefix_caching: Annotated[
         bool | None,
         typer.Option("--prefix-caching/--no-prefix-caching", help="Reuse the KV cache of equal prefixes; else the engine's."),
     ] = None,
     weight_dtype: Annotated[str, typer.Option(help="bfloat16, fp8, int8, int4, ...")] = "bfloat16",
     kv_dtype: Annotated[str, typer.Option(help="bfloat16, fp8, ...")] = "bfloat16",
-    first: Annotated[int | None, typer.Option(help="Only the first N requests.")] = None,
-    rate_factor: Annotated[float, typer.Option(help="Let requests arrive this many times as fast.")] = 1.0,
+    first: FirstRequests = None,
+    rate_factor: RateFactor = 1.0,
     clients: Annotated[
         int | None, typer.Option(help="Closed loop: N clients send the same requests as they are answered.")
     ] = None,
     price: Annotated[float | None, typer.Option(help="US dollars per device and hour; a dated default when not given.")] = None,
-    seed: Annotated[int, typer.Option(help="Of every random draw.")] = 0,
+    seed: Seed = 0,
     out_requests: Annotated[Path | None, typer.Option(help="Write the per-request table (.csv or .parquet).")] = None,
     out_bench: Annotated[Path | None, typer.Option(help="Write the run as `vllm bench serve` saves one (.json).")] = None,
-    trace: Annotated[Path | None, typer.Option(help="Write a timeline for Perfetto (.json or .json.gz).")] = None,
-    plot: Annotated[
-        Path | None, typer.Option(help="Draw queue, running requests, KV use, replicas and power over time (.png, .svg, .pdf).")
-    ] = None,
+    trace: Timeline = None,
+    plot: Annotated[Path | None, picture("Draw queue, running requests, KV use, replicas and power over time")] = None,
     path: Annotated[
         str, typer.Option(help="Loop that runs: auto, simpy (readable) or compiled (quick); the events are equal.")
     ] = "auto",
@@ -413,16 +446,16 @@ def simulate_serve_command(
     json_output: Json = False,
 ) -> None:
     """Simulate a workload on a deployment: latencies, throughput, utilization, cost, energy; per-request table; timeline."""
-    from llmlab.reports.cluster_state import ENDINGS, draw
+    from llmlab.reports.cluster_state import save_state
+    from llmlab.reports.picture import check_picture
     from llmlab.simulator.cost.extras import read_features
     from llmlab.simulator.serving.deployment import Deployment
     from llmlab.simulator.serving.fleet_file import read_fleet
     from llmlab.simulator.serving.pools import Fleet
     from llmlab.simulator.serving.run import describe, rows_of, run_files
-    from llmlab.simulator.serving.simulate import check_ending
 
     if plot is not None:
-        check_ending(plot, ENDINGS)
+        check_picture(plot)
     deployment: Deployment | Fleet
     if deployment_file is not None:
         here = {name: context.get_parameter_source(name) for name in context.params}
@@ -471,7 +504,7 @@ def simulate_serve_command(
             progress=lambda done, total: advance("requests", done, total),
         )
     if plot is not None:
-        draw(result, plot)
+        save_state(result, plot)
     if json_output:
         emit(describe(result, objective))
     else:
@@ -503,13 +536,14 @@ def simulate_pipeline_command(
     freed_by_input: Annotated[
         float, typer.Option(help="Part of an activation that the gradient of the input gives back; the other gives the rest.")
     ] = 0.0,
-    plot: Annotated[Path | None, typer.Option(help="Draw ranks over time (.png, .svg, .pdf).")] = None,
-    trace: Annotated[Path | None, typer.Option(help="Write a timeline for Perfetto (.json or .json.gz); one schedule.")] = None,
+    plot: Annotated[Path | None, picture("Draw ranks over time")] = None,
+    trace: Annotated[Path | None, perfetto("Write the timeline of the one schedule")] = None,
     path: Annotated[str, typer.Option(help="Loop that runs: compiled, or simpy (readable); the times are equal.")] = "compiled",
     json_output: Json = False,
 ) -> None:
     """Replay a pipeline schedule: bubble and activations beside their closed forms (JSON: a list where there are several)."""
-    from llmlab.reports.pipeline_figure import check_picture, save_pipeline
+    from llmlab.reports.picture import check_picture
+    from llmlab.reports.pipeline_figure import save_pipeline
     from llmlab.simulator.training.replay import run_pipeline
 
     if plot is not None:
@@ -559,7 +593,7 @@ def validate_training_command(
     runs: Annotated[
         list[Path], typer.Option("--runs", help="CSV (or .csv.gz) of published training runs; may be given several times.")
     ],
-    limit: Annotated[int | None, typer.Option(help="At most this many rows, spread over the files.")] = None,
+    limit: RowLimit = None,
     json_output: Json = False,
 ) -> None:
     """Predict every row of published training runs: step time or throughput and memory, errors, intervals, exclusions."""
@@ -576,26 +610,24 @@ def validate_training_command(
 
 @simulate_app.command("train")
 def simulate_train_command(
-    model: Annotated[str, typer.Option(help="Known model, or the path of a config.json.")],
-    gpu: Annotated[str, typer.Option(help="Device, by name or alias.")],
+    model: Model,
+    gpu: Gpu,
     gpus: Annotated[int, typer.Option(min=1, help="Devices in all; data parallelism takes what the other degrees leave.")],
-    global_batch: Annotated[int, typer.Option(min=1, help="Sequences per optimizer step.")],
-    seq: Annotated[int, typer.Option(min=1, help="Tokens per sequence.")] = 2048,
-    tp: Annotated[int, typer.Option(min=1, help="Tensor-parallel degree.")] = 1,
-    pp: Annotated[int, typer.Option(min=1, help="Pipeline stages.")] = 1,
+    global_batch: GlobalBatch,
+    seq: SequenceTokens = 2048,
+    tp: TensorParallel = 1,
+    pp: PipelineStages = 1,
     cp: Annotated[int, typer.Option(min=1, help="Context-parallel degree.")] = 1,
     ep: Annotated[int, typer.Option(min=1, help="Expert-parallel degree.")] = 1,
     virtual_stages: Annotated[int, typer.Option(min=1, help="Chunks of layers per stage (interleaved schedule).")] = 1,
-    microbatch: Annotated[int, typer.Option(min=1, help="Sequences per forward pass.")] = 1,
-    framework: Annotated[
-        str, typer.Option(help="Preset: megatron, fsdp, deepspeed-zero1, ...; see its constants.")
-    ] = "megatron",
+    microbatch: Microbatch = 1,
+    framework: Framework = "megatron",
     schedule: Annotated[str | None, typer.Option(help="Pipeline schedule; the framework's where not given.")] = None,
     zero: Annotated[int | None, typer.Option(min=0, max=3, help="ZeRO stage; the framework's where not given.")] = None,
     recompute: Annotated[str | None, typer.Option(help="none, selective or full; the framework's where not given.")] = None,
     shard_over: Annotated[int, typer.Option(min=0, help="Ranks that ZeRO shards over; all of data parallelism where 0.")] = 0,
     precision: Annotated[str, typer.Option(help="bfloat16, float16, fp8, nvfp4 or float32.")] = "bfloat16",
-    optimizer: Annotated[str, typer.Option(help="adam, adam-8bit, adafactor, muon, sgd-momentum or sgd.")] = "adam",
+    optimizer: Optimizer = "adam",
     offload: Annotated[bool, typer.Option("--offload", help="Optimizer state in host memory.")] = False,
     offload_weights: Annotated[bool, typer.Option("--offload-weights", help="Weights in host memory too (ZeRO-3).")] = False,
     tensor: Annotated[
@@ -606,7 +638,7 @@ def simulate_train_command(
     topology: Annotated[
         Path | None, typer.Option(help="Nodes and links (YAML): collectives of all groups run on it at once.")
     ] = None,
-    protocols: Annotated[str, typer.Option(help="On a topology: ideal, nccl-ampere or nccl-hopper.")] = "ideal",
+    protocols: Protocols = "ideal",
     failure_gpu_hours: Annotated[
         float | None, typer.Option(help="Mean hours between failures of one device: adds the goodput of a long run.")
     ] = None,
@@ -618,23 +650,20 @@ def simulate_train_command(
     load_s: Annotated[float, typer.Option(help="Seconds to load the batch of a step.")] = 0.0,
     prefetch: Annotated[int, typer.Option(help="Batches loaded ahead; 0 loads before each step.")] = 2,
     steps: Annotated[int, typer.Option(help="Steps drawn where they differ.")] = 200,
-    seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
+    seed: Seed = 0,
     tokens: Annotated[float | None, typer.Option(help="Tokens of a whole run: adds days, device hours, dollars, kWh.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw every stage over time (.png, .svg, .pdf).")] = None,
-    memory_plot: Annotated[
-        Path | None, typer.Option(help="Draw the fullest rank's memory over time (.png, .svg, .pdf).")
-    ] = None,
-    trace: Annotated[
-        Path | None, typer.Option(help="Write every rank's timeline and memory for Perfetto (.json or .json.gz).")
-    ] = None,
+    plot: Annotated[Path | None, picture("Draw every stage over time")] = None,
+    memory_plot: Annotated[Path | None, picture("Draw the fullest rank's memory over time")] = None,
+    trace: Annotated[Path | None, perfetto("Write every rank's timeline and memory")] = None,
     json_output: Json = False,
 ) -> None:
     """Predict one training step: seconds, where each goes, tokens per second, MFU, memory of the fullest rank."""
     from llmlab.reports.memory_figure import save_memory
-    from llmlab.reports.pipeline_figure import check_picture
+    from llmlab.reports.picture import check_picture
     from llmlab.reports.step_figure import save_step
     from llmlab.simulator.hardware.device import load_device_sheet
     from llmlab.simulator.model.description import load_model
+    from llmlab.simulator.tracing import check_trace, write_trace
     from llmlab.simulator.training.failures import long_run
     from llmlab.simulator.training.memory_over_time import by_layer, fullest_of, memory_over_time
     from llmlab.simulator.training.network import TopologyNetwork
@@ -644,7 +673,6 @@ def simulate_train_command(
     from llmlab.simulator.training.step_timeline import step_timeline
     from llmlab.simulator.training.stragglers import Variation, first_step_factors, parse_slow_ranks, simulate_steps
     from llmlab.simulator.training.topology import read_topology
-    from llmlab.simulator.training.tracing import check_trace, write_trace
 
     for picture in (plot, memory_plot):
         if picture is not None:
@@ -721,18 +749,18 @@ def simulate_network_command(
     groups: Annotated[int, typer.Option(min=1, help="Equal parts of the ranks that run the same at the same time.")] = 1,
     layout: Annotated[str, typer.Option(help="Groups of consecutive ranks, or strided.")] = "consecutive",
     algorithm: Annotated[str, typer.Option(help="ring, tree, double_binary_tree, ...; the quickest predicted.")] = "auto",
-    protocols: Annotated[str, typer.Option(help="ideal, nccl-ampere or nccl-hopper.")] = "ideal",
+    protocols: Protocols = "ideal",
     slow_link: Annotated[str | None, typer.Option(help="FROM>TO=FACTOR: this link is so many times slower.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw who sends and how full links are (.png, .svg, .pdf).")] = None,
-    trace: Annotated[Path | None, typer.Option(help="Write the flows for Perfetto (.json or .json.gz).")] = None,
+    plot: Annotated[Path | None, picture("Draw who sends and how full links are")] = None,
+    trace: Annotated[Path | None, perfetto("Write the flows")] = None,
     json_output: Json = False,
 ) -> None:
     """Run a collective on a topology whose links are shared: seconds beside the closed form, algorithms, busiest links."""
     from llmlab.reports.network_figure import save_network
-    from llmlab.reports.pipeline_figure import check_picture
+    from llmlab.reports.picture import check_picture
+    from llmlab.simulator.tracing import check_trace, write_trace
     from llmlab.simulator.training.programs import parse_ranks, run_collective, tables
     from llmlab.simulator.training.topology import read_topology
-    from llmlab.simulator.training.tracing import check_trace, write_trace
 
     if plot is not None:
         check_picture(plot)
@@ -765,13 +793,13 @@ def simulate_network_command(
 
 @simulate_app.command("rlhf")
 def simulate_rlhf_command(
-    model: Annotated[str, typer.Option(help="Known model, or the path of a config.json.")],
-    gpu: Annotated[str, typer.Option(help="Device, by name or alias.")],
+    model: Model,
+    gpu: Gpu,
     gpus: Annotated[int, typer.Option(min=1, help="Devices that train (and write, where colocated).")],
-    tp: Annotated[int, typer.Option(min=1, help="Tensor-parallel degree of training.")] = 1,
-    pp: Annotated[int, typer.Option(min=1, help="Pipeline stages of training.")] = 1,
-    microbatch: Annotated[int, typer.Option(min=1, help="Sequences per forward pass of training.")] = 1,
-    framework: Annotated[str, typer.Option(help="Training preset.")] = "megatron",
+    tp: TensorParallel = 1,
+    pp: PipelineStages = 1,
+    microbatch: Microbatch = 1,
+    framework: Framework = "megatron",
     placement: Annotated[str, typer.Option(help="colocated, or separate pools.")] = "colocated",
     writer_gpus: Annotated[int, typer.Option(help="Devices of the pool that writes responses.")] = 0,
     writer_tp: Annotated[int, typer.Option(help="Devices of one serving replica.")] = 1,
@@ -791,17 +819,17 @@ def simulate_rlhf_command(
     engine: Annotated[str, typer.Option(help="Serving engine.")] = "vllm",
     steps: Annotated[int, typer.Option(help="Steps to simulate.")] = 6,
     seed: Annotated[int, typer.Option(help="Of response lengths.")] = 0,
-    plot: Annotated[Path | None, typer.Option(help="Draw the pools over time (.png, .svg, .pdf).")] = None,
-    trace: Annotated[Path | None, typer.Option(help="Write a timeline for Perfetto (.json or .json.gz).")] = None,
+    plot: Annotated[Path | None, picture("Draw the pools over time")] = None,
+    trace: Timeline = None,
     json_output: Json = False,
 ) -> None:
     """Simulate reinforcement learning: write responses, score, train; where the time goes, on one pool or two."""
-    from llmlab.reports.pipeline_figure import check_picture
+    from llmlab.reports.picture import check_picture
     from llmlab.reports.rlhf_figure import save_rlhf
     from llmlab.simulator.model.description import load_model
+    from llmlab.simulator.tracing import check_trace, write_trace
     from llmlab.simulator.training.plan import dp_of, plan_of
     from llmlab.simulator.training.rlhf import Rlhf, simulate_rlhf, tables
-    from llmlab.simulator.training.tracing import check_trace, write_trace
 
     if plot is not None:
         check_picture(plot)
@@ -862,16 +890,19 @@ def workload_describe_command(
 def workload_fit_command(
     trace: Annotated[Path, typer.Argument(help=TRACE_HELP)],
     out: Annotated[Path | None, typer.Option(help="Write the workload file here (.yaml).")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw trace and synthetic twin (.png, .svg, .pdf).")] = None,
-    seed: Annotated[int, typer.Option(help="Of every random draw.")] = 0,
+    plot: Annotated[Path | None, picture("Draw trace and synthetic twin")] = None,
+    seed: Seed = 0,
     json_output: Json = False,
 ) -> None:
     """Fit a small workload file: its synthetic traffic has the trace's rate, burstiness, lengths and prefix sharing."""
-    from llmlab.reports.workload_figure import draw
+    from llmlab.reports.picture import check_picture
+    from llmlab.reports.workload_figure import save_workload
     from llmlab.simulator.workload.fit import fit_workload
     from llmlab.simulator.workload.spec import WorkloadSpec, load_workload, make_workload
     from llmlab.simulator.workload.statistics import spread_over_grid
 
+    if plot is not None:
+        check_picture(plot)
     workload = load_workload(trace, seed)
     with progress_bar("fitting") as advance:
         found = fit_workload(workload, seed=seed, progress=advance)
@@ -879,7 +910,7 @@ def workload_fit_command(
         found.write(out)
     if plot is not None:
         twin = make_workload(WorkloadSpec.model_validate(found.content), seed, trace)
-        draw([(workload.name, spread_over_grid(workload, seed)[0]), ("synthetic twin", twin)], plot)
+        save_workload([(workload.name, spread_over_grid(workload, seed)[0]), ("synthetic twin", twin)], plot)
     if json_output:
         emit({"workload": workload.name, "fit": found.content, "statistics": found.rows(), "notes": list(found.notes)})
         return
@@ -894,7 +925,7 @@ def workload_fit_command(
 
 @plan_app.command("serve")
 def plan_serve_command(
-    model: Annotated[str, typer.Option(help="Preset name, or path of a Hugging Face config.json.")],
+    model: Model,
     workload: Annotated[Path, typer.Option(help="Trace (.csv, .csv.gz) or workload file (.yaml); or a shipped one by name.")],
     slo: Annotated[str, typer.Option(help="Objective: METRIC_STATISTIC=AMOUNT, ... as in ttft_p99=2s,tpot_p99=50ms.")],
     gpu: Annotated[str, typer.Option(help="Devices to choose from, separated by commas: h100,h200.")],
@@ -919,17 +950,17 @@ def plan_serve_command(
     pipeline: Annotated[str, typer.Option(help="Pipeline stages to try, by commas.")] = "1",
     max_num_seqs: Annotated[str, typer.Option(help="Batch sizes to try.")] = "32,64,128,256,512",
     max_num_batched_tokens: Annotated[str, typer.Option(help="Tokens of one step to try.")] = "512,1024,2048,4096,8192",
-    gpu_memory_utilization: Annotated[float, typer.Option(help="Part of the device memory the engine may fill.")] = 0.9,
+    gpu_memory_utilization: MemoryPart = 0.9,
     prefix_caching: Annotated[bool, typer.Option(help="Reuse the KV cache of equal prefixes.")] = True,
-    rate_factor: Annotated[float, typer.Option(help="Let requests arrive this many times as fast.")] = 1.0,
-    first: Annotated[int | None, typer.Option(help="Only the first N requests.")] = None,
-    seed: Annotated[int, typer.Option(help="Of every random draw.")] = 0,
+    rate_factor: RateFactor = 1.0,
+    first: FirstRequests = None,
+    seed: Seed = 0,
     workers: Annotated[int, typer.Option(help="Processes; the answer does not depend on it.")] = 2,
     store: Annotated[
         Path | None, typer.Option(help="Keep every simulated option here; a search that was stopped goes on from it.")
     ] = None,
     explain: Annotated[bool, typer.Option(help="Where the time goes, headroom, sensitivity: some 40 simulations more.")] = True,
-    out_picture: Annotated[Path | None, typer.Option(help="Draw the plan (.svg or .png).")] = None,
+    out_picture: Annotated[Path | None, picture("Draw the plan")] = None,
     json_output: Json = False,
 ) -> None:
     """Find the cheapest deployment that keeps an objective: what binds, how to start it. Exit code 1 if none does.
@@ -938,15 +969,15 @@ def plan_serve_command(
     bounds exclude most, the rest is simulated in order of price. The answer is the one an exhaustive search would give, but
     for options that miss a limit three times over on the busiest stretch: those are not tried on the whole workload.
     """
+    from llmlab.reports.picture import check_picture
     from llmlab.simulator.serving.answer import tables
     from llmlab.simulator.serving.plan import plan, read_prices, read_sizes, where_to_run
     from llmlab.simulator.serving.run import read_workload
-    from llmlab.simulator.serving.simulate import check_ending
     from llmlab.simulator.serving.slo import parse_slo
     from llmlab.simulator.workload.shipped import find_workload
 
     if out_picture is not None:
-        check_ending(out_picture, (".svg", ".png"))
+        check_picture(out_picture)
     objective, prices, (serving, run_on) = parse_slo(slo), read_prices(price), where_to_run(engine or ())
     sizes = read_sizes(max_num_seqs, "--max-num-seqs"), read_sizes(max_num_batched_tokens, "--max-num-batched-tokens")
     load = read_workload(find_workload(workload), first=first, rate_factor=rate_factor, seed=seed)
@@ -992,19 +1023,19 @@ def plan_serve_command(
 
 @plan_app.command("train")
 def plan_train_command(
-    model: Annotated[str, typer.Option(help="Known model, or the path of a config.json.")],
+    model: Model,
     gpus: Annotated[int, typer.Option(min=1, help="Devices in all.")],
-    global_batch: Annotated[int, typer.Option(min=1, help="Sequences per optimizer step.")],
-    seq: Annotated[int, typer.Option(min=1, help="Tokens per sequence.")],
-    gpu: Annotated[str, typer.Option(help="Device, by name or alias.")] = "h100",
-    framework: Annotated[str, typer.Option(help="Preset whose habits and constants apply.")] = "megatron",
+    global_batch: GlobalBatch,
+    seq: SequenceTokens,
+    gpu: Gpu = "h100",
+    framework: Framework = "megatron",
     precision: Annotated[
         str, typer.Option(help="Precisions to choose from, by commas: bfloat16, float16, fp8, nvfp4, float32.")
     ] = "bfloat16",
     schedule: Annotated[
         list[str] | None, typer.Option(help="Pipeline schedule to consider; may be repeated. All where not given.")
     ] = None,
-    optimizer: Annotated[str, typer.Option(help="adam, adam-8bit, adafactor, muon, sgd-momentum or sgd.")] = "adam",
+    optimizer: Optimizer = "adam",
     offload: Annotated[
         str, typer.Option(help="What may live in host memory, by commas: none, optimizer, all (weights too).")
     ] = "none,optimizer",
@@ -1054,12 +1085,8 @@ def validate_here_command(
     training: Annotated[
         bool, typer.Option("--training", help="Training steps of two processes under eight plans instead of a serving engine.")
     ] = False,
-    plot: Annotated[
-        Path | None, typer.Option(help="With --training: predicted pipelines above measured ones (.png, .svg, .pdf).")
-    ] = None,
-    timeline: Annotated[
-        Path | None, typer.Option(help="With --training: what the last pipeline did, for Perfetto (.json or .json.gz).")
-    ] = None,
+    plot: Annotated[Path | None, picture("With --training: predicted pipelines above measured ones")] = None,
+    timeline: Annotated[Path | None, perfetto("With --training: write what the last pipeline did")] = None,
     speculation: Annotated[
         bool, typer.Option("--speculation", help="Instead: speed-up of speculative decoding against the acceptance rate.")
     ] = False,
@@ -1111,8 +1138,9 @@ def validate_speculation_here(*, seed: int, json_output: bool) -> None:
 def validate_training_here(*, quick: bool, seed: int, plot: Path | None, timeline: Path | None, json_output: bool) -> None:
     """Predict training steps of two processes here, run them, and compare."""
     from llmlab.harness.validation.here_training import tables, validate_here_training
-    from llmlab.reports.pipeline_figure import check_picture, save_pipeline
-    from llmlab.simulator.training.tracing import check_trace
+    from llmlab.reports.picture import check_picture
+    from llmlab.reports.pipeline_figure import save_pipeline
+    from llmlab.simulator.tracing import check_trace
 
     if plot is not None:
         check_picture(plot)

@@ -1,10 +1,13 @@
-"""Files are written whole or not at all."""
+"""Files are written whole or not at all, under names that say what is in them."""
 
 from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+
+from llmlab.reference.errors import InputError
 
 
 def write_atomic(path: str | Path, content: str | bytes) -> Path:
@@ -28,3 +31,14 @@ def write_atomic(path: str | Path, content: str | bytes) -> Path:
         Path(temporary).unlink(missing_ok=True)
         raise
     return path
+
+
+def check_ending(path: str | Path, endings: Sequence[str]) -> None:
+    """Refuse a file name before anything is computed for it.
+
+    Raises:
+        InputError: the name has none of these endings.
+    """
+    name = Path(path).name
+    if not name.endswith(tuple(endings)):
+        raise InputError(path, "file name", name, f"must end in {' or '.join(endings)}")

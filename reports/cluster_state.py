@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from llmlab.reference.errors import InputError
-from llmlab.reference.files import write_atomic
+from llmlab.reports.picture import write_picture
 from llmlab.simulator.serving.over_time import OverTime, over_time
 from llmlab.simulator.serving.simulate import SimulationResult
 from llmlab.simulator.serving.simulate_fleet import FleetResult
 
-ENDINGS = (".png", ".svg", ".pdf")
 COLORS = ("#1b6ca8", "#d1495b", "#3c8d53", "#8a5fb0", "#c98a1b", "#5a5a5a")
 
 
@@ -23,16 +20,12 @@ def _line(axis: Any, series: OverTime, values: np.ndarray, **style: Any) -> None
     axis.stairs(values, series.edges_s, baseline=None, **style)
 
 
-def draw(result: SimulationResult, path: str | Path) -> Path:
-    """Draw one run of a fleet and write the picture.
+def state_figure(result: SimulationResult) -> Any:
+    """Return a Matplotlib figure of one run of a fleet.
 
     Raises:
         TypeError: the run is not one of `simulate_fleet`.
-        InputError: another ending, or the file cannot be written.
     """
-    path = Path(path)
-    if path.suffix not in ENDINGS:
-        raise InputError(path, "plot", path.name, f"must end in {', '.join(ENDINGS)}")
     if not isinstance(result, FleetResult):
         raise TypeError(f"a {type(result).__name__} holds no states: use simulate_fleet(..., record='states')")
     from matplotlib.figure import Figure
@@ -76,12 +69,14 @@ def draw(result: SimulationResult, path: str | Path) -> Path:
         for pool in (site.deployment,)
     )
     figure.suptitle(f"{result.site.model.name} on {placed}: {result.workload.name}", fontsize=11)
-    whole = io.BytesIO()
-    metadata = (
-        {"Software": None} if path.suffix == ".png" else {"CreationDate": None} if path.suffix == ".pdf" else {"Date": None}
-    )
-    figure.savefig(whole, format=path.suffix[1:], dpi=130, metadata=metadata)
-    try:
-        return write_atomic(path, whole.getvalue())
-    except OSError as error:
-        raise InputError(path, "plot", path.name, error.strerror or "cannot be written") from None
+    return figure
+
+
+def save_state(result: SimulationResult, path: str | Path) -> Path:
+    """Draw the figure into a file.
+
+    Raises:
+        TypeError: the run is not one of `simulate_fleet`.
+        InputError: a file name that no picture has.
+    """
+    return write_picture(lambda: state_figure(result), path)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llmlab.reference.files import write_atomic
+from llmlab.reports.picture import INK, MUTED, write_picture
 
-INK, MUTED, GRID, GOOD, BAD = "#1f2328", "#6b7280", "#e5e7eb", "#15803d", "#b91c1c"
+GRID, GOOD, BAD = "#e5e7eb", "#15803d", "#b91c1c"
 COLORS = ("#0b66c3", "#d97706", "#0f766e", "#7c3aed", "#be185d", "#475569")
 MARKERS = {1: "o", 2: "s", 4: "^", 8: "D", 16: "P", 32: "X"}
 PARTS = {
@@ -290,12 +289,9 @@ def _legend(fronts: Sequence[Mapping[str, Any]], colors: Mapping[str, str]) -> l
 
 
 def save_cost_front(plan: Mapping[str, Any], path: str | Path) -> Path:
-    """Draw the plan into an SVG or PNG file, named by its ending; equal plans give equal bytes."""
-    import matplotlib
+    """Draw the plan into a file.
 
-    path = Path(path)
-    whole = io.BytesIO()
-    kind = path.suffix.removeprefix(".")
-    with matplotlib.rc_context({"svg.hashsalt": "llmlab", "svg.fonttype": "none"}):
-        cost_front(plan).savefig(whole, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
-    return write_atomic(path, whole.getvalue())
+    Raises:
+        InputError: a file name that no picture has.
+    """
+    return write_picture(lambda: cost_front(plan), path)

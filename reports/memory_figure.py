@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from llmlab.reports.pipeline_figure import INK, MUTED, write_picture
+from llmlab.reports.picture import INK, MUTED, write_picture
 from llmlab.simulator.training.memory_over_time import RankSeries
 
 COLOURS = {

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from llmlab.reports.pipeline_figure import IDLE, INK, MUTED, write_picture
+from llmlab.reports.picture import IDLE, INK, MUTED, write_picture
 from llmlab.simulator.training.programs import NetworkRun
 
 GROUPS = ("#4f8fd9", "#5cab6d", "#e0b252", "#35a7a0", "#c9716b", "#8b7cc8", "#7f8894", "#b58a5a")

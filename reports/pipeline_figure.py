@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llmlab.reference.errors import InputError
-from llmlab.reference.files import write_atomic
+from llmlab.reports.picture import IDLE, INK, MUTED, write_picture
 from llmlab.simulator.training.replay import Timeline
 
-ENDINGS = (".png", ".svg", ".pdf")
-INK, MUTED, IDLE = "#1f2328", "#6b7280", "#eef0f3"
 COLOURS = {
     "F": ("#4f8fd9", "#8fbcec", "#2f6cb3", "#bcd8f5"),
     "B": ("#5cab6d", "#97cfa3", "#3b8a4e", "#c3e5ca"),
@@ -120,26 +116,3 @@ def save_pipeline(timelines: Sequence[Timeline], path: str | Path) -> Path:
         InputError: a file name that no picture has.
     """
     return write_picture(lambda: pipeline_figure(timelines), path)
-
-
-def write_picture(draw: Callable[[], Any], path: str | Path) -> Path:
-    """Write the figure that `draw` makes, whole or not at all; the name is looked at before anything is drawn.
-
-    Raises:
-        InputError: a file name that no picture has.
-    """
-    path = Path(path)
-    check_picture(path)
-    buffer = io.BytesIO()
-    draw().savefig(buffer, format=path.suffix[1:], dpi=130)
-    return write_atomic(path, buffer.getvalue())
-
-
-def check_picture(path: Path) -> None:
-    """Refuse a file name before anything is computed for it.
-
-    Raises:
-        InputError: the name has none of the endings of a picture.
-    """
-    if path.suffix not in ENDINGS:
-        raise InputError(path, "file name", path.name, f"must end in {' or '.join(ENDINGS)}")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llmlab.reference.files import write_atomic
+from llmlab.reports.picture import INK, write_picture
 
-INK, MUTED, BAND = "#1f2328", "#8a9099", "#e6e9ed"
+MUTED, BAND = "#8a9099", "#e6e9ed"
 MEASURED, SIMULATED = "#475569", "#0b66c3"
 MOST_RUNS = 8
 LONGEST_NAME = 52
@@ -82,8 +81,9 @@ def replay_figure(replays: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def save_replays(replays: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
-    """Draw the figure into a `.svg` or `.png` file."""
-    path = Path(path)
-    buffer = io.BytesIO()
-    replay_figure(replays).savefig(buffer, format=path.suffix[1:], dpi=130)
-    return write_atomic(path, buffer.getvalue())
+    """Draw the figure into a file.
+
+    Raises:
+        InputError: a file name that no picture has.
+    """
+    return write_picture(lambda: replay_figure(replays), path)

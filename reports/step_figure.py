@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from llmlab.reports.pipeline_figure import COLOURS, IDLE, INK, MUTED, write_picture
+from llmlab.reports.picture import IDLE, INK, MUTED, write_picture
+from llmlab.reports.pipeline_figure import COLOURS
 from llmlab.simulator.training.step_timeline import NAMES, StepTimeline
 
 MOST_ROWS = 32

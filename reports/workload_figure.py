@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import io
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from llmlab.reference.errors import InputError
-from llmlab.reference.files import write_atomic
+from llmlab.reports.picture import write_picture
 from llmlab.simulator.workload.statistics import fano, full_blocks, lru_hit_fraction
 from llmlab.simulator.workload.workload import NANOSECONDS, Workload
 
-ENDINGS = (".png", ".svg", ".pdf")
 COLORS = ("#1b6ca8", "#d1495b")
 
 
@@ -23,19 +22,8 @@ def _rate(workload: Workload, bins: int = 60) -> tuple[np.ndarray, np.ndarray]:
     return edges[:-1] / 60, counts / np.diff(edges)
 
 
-def draw(pairs: list[tuple[str, Workload]], path: str | Path) -> Path:
-    """Draw workloads over each other and write the picture.
-
-    Args:
-        pairs: (name, workload), the trace first.
-        path: .png, .svg or .pdf.
-
-    Raises:
-        InputError: another ending, or the file cannot be written.
-    """
-    path = Path(path)
-    if path.suffix not in ENDINGS:
-        raise InputError(path, "plot", path.name, f"must end in {', '.join(ENDINGS)}")
+def workload_figure(pairs: Sequence[tuple[str, Workload]]) -> Any:
+    """Return a Matplotlib figure of (name, workload) pairs drawn over each other, the trace first."""
     from matplotlib.figure import Figure
 
     shared = all(workload.block_hashes for _, workload in pairs)
@@ -82,14 +70,18 @@ def draw(pairs: list[tuple[str, Workload]], path: str | Path) -> Path:
     if axes[0, 2].lines:
         axes[0, 2].set(xscale="log", yscale="log")
     axes[1, 0].legend(frameon=False, fontsize=8)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=path.suffix[1:], dpi=130)
-    try:
-        return write_atomic(path, buffer.getvalue())
-    except OSError as error:
-        raise InputError(path, "file", path.name, error.strerror or "cannot be written") from None
+    return figure
 
 
 def _sample(workload: Workload, most: int = 2000) -> tuple[np.ndarray, np.ndarray]:
     step = max(1, len(workload) // most)
     return workload.prompt_tokens[::step], workload.output_tokens[::step]
+
+
+def save_workload(pairs: Sequence[tuple[str, Workload]], path: str | Path) -> Path:
+    """Draw the figure into a file.
+
+    Raises:
+        InputError: a file name that no picture has.
+    """
+    return write_picture(lambda: workload_figure(pairs), path)

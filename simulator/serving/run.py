@@ -8,20 +8,15 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from llmlab.reference.errors import InputError
+from llmlab.reference.files import check_ending
 from llmlab.simulator.serving.bench_result import RESULT_ENDING, write_bench_result
 from llmlab.simulator.serving.deployment import Deployment, Site, resolve
 from llmlab.simulator.serving.metrics import STATISTICS
 from llmlab.simulator.serving.pools import Fleet
-from llmlab.simulator.serving.simulate import (
-    REQUEST_ENDINGS,
-    TRACE_ENDINGS,
-    Loop,
-    SimulationResult,
-    check_ending,
-    simulate,
-)
+from llmlab.simulator.serving.simulate import REQUEST_ENDINGS, Loop, SimulationResult, simulate
 from llmlab.simulator.serving.simulate_fleet import FleetResult, simulate_fleet
 from llmlab.simulator.serving.slo import Slo, parse_slo
+from llmlab.simulator.tracing import ENDINGS as TRACE_ENDINGS
 from llmlab.simulator.workload.spec import load_workload
 from llmlab.simulator.workload.workload import Workload
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
 import io
-import json
 import math
 import time
 from collections import defaultdict
@@ -17,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from llmlab.reference.errors import InputError
-from llmlab.reference.files import write_atomic
+from llmlab.reference.files import check_ending, write_atomic
 from llmlab.reference.serving.router import make_router
 from llmlab.simulator.cost.batch import BatchShape
 from llmlab.simulator.cost.step import StepCost
@@ -26,6 +24,7 @@ from llmlab.simulator.serving.cluster import NEVER, Cluster, Log
 from llmlab.simulator.serving.deployment import Deployment, Site, resolve
 from llmlab.simulator.serving.energy import Power, balance_rows
 from llmlab.simulator.serving.slo import Slo, Watch
+from llmlab.simulator.tracing import write_trace
 from llmlab.simulator.workload.workload import Workload
 
 Loop = Literal["auto", "simpy", "compiled"]
@@ -42,18 +41,6 @@ have that many together, "auto" does not start to compile."""
 _left_to_simpy = [0]  # tokens of runs that did not wait for the compiler
 
 REQUEST_ENDINGS = (".csv", ".parquet")
-TRACE_ENDINGS = (".json", ".json.gz")
-
-
-def check_ending(path: str | Path, endings: Sequence[str]) -> None:
-    """Refuse a file name before anything is computed for it.
-
-    Raises:
-        InputError: the name has none of these endings.
-    """
-    name = Path(path).name
-    if not name.endswith(tuple(endings)):
-        raise InputError(path, "file name", name, f"must end in {' or '.join(endings)}")
 
 
 def bound_by(cost: StepCost, steps: Sequence[tuple[BatchShape, int]]) -> dict[str, float]:
@@ -204,11 +191,7 @@ class SimulationResult:
 
     def write_trace(self, path: str | Path) -> Path:
         """Write the timeline for Perfetto or chrome://tracing; gzipped where the name ends in .gz."""
-        path = Path(path)
-        check_ending(path, TRACE_ENDINGS)
-        events = ",\n".join(json.dumps(event, separators=(",", ":")) for event in self.trace_events())
-        text = '{"displayTimeUnit":"ms","traceEvents":[\n' + events + "\n]}\n"
-        return write_atomic(path, gzip.compress(text.encode(), mtime=0) if path.suffix == ".gz" else text)
+        return write_trace(path, self.trace_events())
 
 
 def why_not_compiled(path: Loop, workload: Workload, reason_against: Callable[[], str | None]) -> str:

@@ -19,7 +19,7 @@ from numba import njit
 from llmlab.reference.errors import InputError
 from llmlab.reference.parallel._orders import bubble_time, make_schedule, peak_of, zb_auto
 from llmlab.reference.parallel._schedule import KINDS, Action, Schedule
-from llmlab.simulator.training.tracing import write_trace
+from llmlab.simulator.tracing import write_trace
 
 
 @dataclass(frozen=True)

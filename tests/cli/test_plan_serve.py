@@ -90,7 +90,7 @@ ROWS = TRACE.splitlines()
         ({"max-gpus": "0"}, "max_gpus=0"),
         ({"price": "h100=free"}, "must read GPU=DOLLARS"),
         ({"price": "h200=2"}, "is not among the devices asked for"),
-        ({"out-picture": "front.gif"}, "must end in .svg or .png"),
+        ({"out-picture": "front.gif"}, "must end in .png or .svg or .pdf"),
         ({"rate-factor": "0"}, "rate_factor=0.0 must be positive"),
         ({"text": "\n".join([*ROWS[:4], "9,-4,2"])}, "prompt_tokens=-4: must be at least 1 (row 4)"),
         ({"text": "\n".join([*ROWS[:4], "9,4,nan"])}, "output_tokens='nan': must be a finite number (row 4)"),

@@ -7,12 +7,12 @@ import pytest
 
 from llmlab.reference.errors import InputError
 from llmlab.reports.memory_figure import memory_figure, save_memory
+from llmlab.simulator.tracing import write_trace
 from llmlab.simulator.training.memory import activation_bytes_per_layer, fullest_rank, rank_memory
 from llmlab.simulator.training.memory_over_time import PARTS, by_layer, fullest_of, memory_over_time
 from llmlab.simulator.training.plan import SCHEDULES, ParallelPlan, gpt
 from llmlab.simulator.training.step import predict_step
 from llmlab.simulator.training.step_timeline import step_timeline
-from llmlab.simulator.training.tracing import write_trace
 
 MODEL = gpt(32, 2048, 16, 51200, 2048)
 

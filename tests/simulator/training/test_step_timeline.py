@@ -8,11 +8,11 @@ import pytest
 
 from llmlab.reference.errors import InputError
 from llmlab.reports.step_figure import save_step, step_figure
+from llmlab.simulator.tracing import write_trace
 from llmlab.simulator.training.plan import gpt, plan_of
 from llmlab.simulator.training.step import predict_step
 from llmlab.simulator.training.step_timeline import step_timeline
 from llmlab.simulator.training.stragglers import Variation, first_step_factors, simulate_steps
-from llmlab.simulator.training.tracing import write_trace
 
 MODEL = gpt(24, 2048, 16, 51200, 2048)
 

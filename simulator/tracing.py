@@ -8,22 +8,18 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from llmlab.reference.errors import InputError
-from llmlab.reference.files import write_atomic
+from llmlab.reference.files import check_ending, write_atomic
 
 ENDINGS = (".json", ".json.gz")
 
 
-def check_trace(path: str | Path) -> Path:
+def check_trace(path: str | Path) -> None:
     """Refuse a file name before anything is computed for it.
 
     Raises:
         InputError: another ending.
     """
-    path = Path(path)
-    if not path.name.endswith(ENDINGS):
-        raise InputError(path, "file name", path.name, f"must end in {' or '.join(ENDINGS)}")
-    return path
+    check_ending(path, ENDINGS)
 
 
 def write_trace(path: str | Path, events: Iterable[Mapping[str, Any]]) -> Path:
@@ -32,7 +28,8 @@ def write_trace(path: str | Path, events: Iterable[Mapping[str, Any]]) -> Path:
     Raises:
         InputError: another ending.
     """
-    path = check_trace(path)
+    check_trace(path)
+    path = Path(path)
     lines = ",\n".join(json.dumps(event, separators=(",", ":")) for event in events)
     text = '{"displayTimeUnit":"ms","traceEvents":[\n' + lines + "\n]}\n"
     return write_atomic(path, gzip.compress(text.encode(), mtime=0) if path.suffix == ".gz" else text)

@@ -45,3 +45,8 @@ def stack(f: Fields, side: str, *, pre_norm: bool, unbiased: frozenset[str] = fr
         activation=ACTIVATIONS[f.choice("activation_function", tuple(ACTIVATIONS), activation)],
         unbiased=unbiased,
     )
+
+
+def both_sides(**sizes: int) -> dict[str, int]:
+    """Fields of a `config.json` whose encoder and decoder are alike: `layers=6` is encoder_layers and decoder_layers."""
+    return {f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in sizes.items()}

@@ -7,7 +7,7 @@ vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,23 +16,27 @@ import numpy as np
 from llmlab.reference.layers.embedding import embedding
 from llmlab.reference.layers.layer_norm import layer_norm
 from llmlab.reference.models._config import Fields
-from llmlab.reference.models._fairseq import DECODER_LAYER, ENCODER_LAYER, stack
-from llmlab.reference.models._stack import Seen, Stack, drawn, padded, run, single
+from llmlab.reference.models._encoder_decoder import (
+    EncoderDecoder,
+    decode_step,
+    encode,
+    encoder_decoder_cost,
+    example,
+    timed,
+)
+from llmlab.reference.models._fairseq import both_sides, stack
 from llmlab.reference.models._weights import Weights, check_shapes
 from llmlab.reference.models.llama import same_logits
-from llmlab.reference.op import Cost, Dims, Procedure
+from llmlab.reference.op import Procedure
 
 OFFSET = 2
 """Rows in front of the table of positions that the released code left unused."""
 
 
 @dataclass(frozen=True)
-class BartConfig:
-    """Both stacks, rows of the tables, and whether tokens are scaled by sqrt(D)."""
+class BartConfig(EncoderDecoder):
+    """Both stacks, rows of the tables, and what tokens are scaled by."""
 
-    encoder: Stack
-    decoder: Stack
-    vocab_size: int
     positions: int
     scale: float
 
@@ -61,32 +65,16 @@ class BartConfig:
             shapes |= {f"model.{side}.layernorm_embedding.{kind}": (D,) for kind in ("weight", "bias")}
         return shapes | self.encoder.shapes() | self.decoder.shapes()
 
+    def embedded(self, weights: Weights, side: str, ids_BT: np.ndarray, positions_BT: np.ndarray) -> np.ndarray:
+        """Token and position, added and normed."""
+        x_BTD = self.scale * embedding(ids_BT, weights["model.shared.weight"])
+        x_BTD = x_BTD + embedding(OFFSET + positions_BT, weights[f"model.{side}.embed_positions.weight"])
+        norm = f"model.{side}.layernorm_embedding"
+        return layer_norm(x_BTD, weights[f"{norm}.weight"], weights[f"{norm}.bias"])
 
-def _embedded(config: BartConfig, weights: Weights, side: str, ids_BT: np.ndarray, start: int) -> np.ndarray:
-    positions_BT = np.broadcast_to(start + OFFSET + np.arange(ids_BT.shape[1]), ids_BT.shape)
-    x_BTD = config.scale * embedding(ids_BT, weights["model.shared.weight"])
-    x_BTD = x_BTD + embedding(positions_BT, weights[f"model.{side}.embed_positions.weight"])
-    norm = f"model.{side}.layernorm_embedding"
-    return layer_norm(x_BTD, weights[f"{norm}.weight"], weights[f"{norm}.bias"])
-
-
-def encode(config: BartConfig, weights: Weights, source_BM: np.ndarray, keep_BM: np.ndarray) -> np.ndarray:
-    """Return memory_BMD, what the decoder looks at."""
-    return run(config.encoder, weights, _embedded(config, weights, "encoder", source_BM, 0), keep_BS=keep_BM)[0]
-
-
-def decode_step(
-    config: BartConfig,
-    weights: Weights,
-    target_BT: np.ndarray,
-    memory_BMD: np.ndarray | None,
-    keep_BM: np.ndarray,
-    past: Sequence[Seen] | None = None,
-) -> tuple[np.ndarray, list[Seen]]:
-    """Continue targets by T tokens; return (logits_BTV, present). Only the first call needs the encoder's output."""
-    x_BTD = _embedded(config, weights, "decoder", target_BT, past[0][0].shape[1] if past else 0)
-    x_BTD, present = run(config.decoder, weights, x_BTD, causal=True, memory_BMD=memory_BMD, keep_BM=keep_BM, past=past)
-    return x_BTD @ weights["model.shared.weight"].T + weights["final_logits_bias"], present
+    def logits(self, weights: Weights, x_BTD: np.ndarray) -> np.ndarray:
+        """By the table of tokens and a bias that is no parameter."""
+        return x_BTD @ weights["model.shared.weight"].T + weights["final_logits_bias"]
 
 
 def bart(config: BartConfig, weights: Weights, source_BM: np.ndarray, keep_BM: np.ndarray, target_BT: np.ndarray) -> np.ndarray:
@@ -107,15 +95,6 @@ def bart(config: BartConfig, weights: Weights, source_BM: np.ndarray, keep_BM: n
     return decode_step(config, weights, target_BT, encode(config, weights, source_BM, keep_BM), keep_BM)[0]
 
 
-def encoder_decoder_cost(d: Dims) -> Cost:
-    """Both stacks of L layers on B pairs of M source and T target tokens, and the logits."""
-    D, N, F = d["D"], d["N"], d["F"]
-    sizes = (d["L"], D, N, D // N, F, False, 0.0, "gelu")
-    encoder, decoder = Stack("", ENCODER_LAYER, *sizes), Stack("", DECODER_LAYER, *sizes)
-    logits = Cost(2 * d["B"] * d["T"] * D * d["V"], D * d["V"], d["B"] * d["T"] * d["V"])
-    return encoder.cost(d["B"], d["M"], d["M"]) + decoder.cost(d["B"], d["T"], d["T"], M=d["M"], causal=True) + logits
-
-
 _TINY = {
     "model_type": "bart", "d_model": 12, "encoder_layers": 2, "decoder_layers": 1, "encoder_attention_heads": 3,
     "decoder_attention_heads": 2, "encoder_ffn_dim": 17, "decoder_ffn_dim": 19, "vocab_size": 31, "max_position_embeddings": 14,
@@ -127,29 +106,13 @@ def tiny_config(*, scale_embedding: bool = False) -> BartConfig:
     return BartConfig.from_dict({**_TINY, "scale_embedding": scale_embedding}, "tiny bart")
 
 
-def pair_of_texts(rng: np.random.Generator, vocab_size: int) -> dict[str, np.ndarray]:
-    """Sources with padding, and targets of another length."""
-    B, M, T = int(rng.integers(1, 4)), int(rng.integers(1, 10)), int(rng.integers(1, 8))
-    source_BM, target_BT = rng.integers(0, vocab_size, (B, M)), rng.integers(0, vocab_size, (B, T))
-    return {"source_BM": source_BM, "keep_BM": padded(rng, B, M), "target_BT": target_BT}
-
-
 def _examples(rng: np.random.Generator) -> dict[str, Any]:
-    config = tiny_config(scale_embedding=bool(rng.integers(2)))
-    return {"config": config, "weights": drawn(config.weight_shapes(), rng), **pair_of_texts(rng, config.vocab_size)}
-
-
-def timed(config: Any, rng: np.random.Generator, *, M: int, T: int) -> dict[str, Any]:
-    """One source of M tokens and one target of T, float32 weights."""
-    source_1M, target_1T = rng.integers(0, config.vocab_size, (1, M)), rng.integers(0, config.vocab_size, (1, T))
-    weights = single(drawn(config.weight_shapes(), rng, std=0.02))
-    return {"config": config, "weights": weights, "source_BM": source_1M, "keep_BM": source_1M >= 0, "target_BT": target_1T}
+    return example(tiny_config(scale_embedding=bool(rng.integers(2))), rng)
 
 
 def _base(rng: np.random.Generator) -> dict[str, Any]:
-    sizes = {"layers": 6, "attention_heads": 12, "ffn_dim": 3072}
-    both = {f"{side}_{name}": n for side in ("encoder", "decoder") for name, n in sizes.items()}
-    return timed(BartConfig.from_dict({"model_type": "bart", "d_model": 768, "vocab_size": 50265, **both}), rng, M=32, T=8)
+    sizes = both_sides(layers=6, attention_heads=12, ffn_dim=3072)
+    return timed(BartConfig.from_dict({"model_type": "bart", "d_model": 768, "vocab_size": 50265, **sizes}), rng, M=32, T=8)
 
 
 BART = Procedure(

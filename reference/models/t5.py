@@ -7,7 +7,7 @@ Axes: B batch, M source position, T target position, D width, U bucket, N head, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +17,16 @@ from llmlab.reference.errors import InputError
 from llmlab.reference.layers.embedding import embedding
 from llmlab.reference.layers.rms_norm import rms_norm
 from llmlab.reference.models._config import Fields
-from llmlab.reference.models._stack import ACTIVATIONS, MATRICES, Seen, Stack, drawn, run
+from llmlab.reference.models._encoder_decoder import (
+    EncoderDecoder,
+    decode_step,
+    encode,
+    encoder_decoder_cost,
+    example,
+    timed,
+)
+from llmlab.reference.models._stack import ACTIVATIONS, MATRICES, Stack
 from llmlab.reference.models._weights import Weights, check_shapes
-from llmlab.reference.models.bart import encoder_decoder_cost, pair_of_texts, timed
 from llmlab.reference.models.llama import same_logits
 from llmlab.reference.op import Procedure
 from llmlab.reference.positions.t5_bias import buckets_TS
@@ -40,12 +47,9 @@ def _names(side: str, gated: bool) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class T5Config:
+class T5Config(EncoderDecoder):
     """Both stacks, the tables, and whether the output matrix is the table of tokens."""
 
-    encoder: Stack
-    decoder: Stack
-    vocab_size: int
     buckets: int
     max_distance: int
     tied: bool
@@ -108,54 +112,29 @@ class T5Config:
             | ({} if self.tied else {"lm_head.weight": (self.vocab_size, D)})
         )
 
+    def embedded(self, weights: Weights, side: str, ids_BT: np.ndarray, positions_BT: np.ndarray) -> np.ndarray:
+        """Tokens alone: where they stand is said by the bias."""
+        return embedding(ids_BT, weights["shared.weight"])
+
+    def bias(self, weights: Weights, side: str, T: int, S: int) -> np.ndarray:
+        """A number per head and bucket of distance."""
+        bucket_TS = buckets_TS(T, S, self.buckets, bidirectional=side == "encoder", max_distance=self.max_distance)
+        return np.moveaxis(weights[bias_name(side)][bucket_TS], -1, 0)
+
+    def finished(self, weights: Weights, side: str, x_BTD: np.ndarray) -> np.ndarray:
+        """The last norm of a pre-norm stack."""
+        return rms_norm(x_BTD, weights[f"{side}.final_layer_norm.weight"], eps=self.encoder.eps)
+
+    def logits(self, weights: Weights, x_BTD: np.ndarray) -> np.ndarray:
+        """Where the output matrix is the table of tokens, states are divided by sqrt(D) first (the released code)."""
+        if self.tied:
+            return x_BTD * self.decoder.width**-0.5 @ weights["shared.weight"].T
+        return x_BTD @ weights["lm_head.weight"].T
+
 
 def bias_name(side: str) -> str:
     """Where the position bias of a side is kept: in its first layer, for all of them."""
     return f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-
-
-def _bias(config: T5Config, weights: Weights, side: str, T: int, S: int) -> np.ndarray:
-    bucket_TS = buckets_TS(T, S, config.buckets, bidirectional=side == "encoder", max_distance=config.max_distance)
-    return np.moveaxis(weights[bias_name(side)][bucket_TS], -1, 0)
-
-
-def encode(config: T5Config, weights: Weights, source_BM: np.ndarray, keep_BM: np.ndarray) -> np.ndarray:
-    """Return memory_BMD, what the decoder looks at."""
-    M = source_BM.shape[1]
-    bias_NTS = _bias(config, weights, "encoder", M, M)
-    x_BMD = embedding(source_BM, weights["shared.weight"])
-    x_BMD, _ = run(config.encoder, weights, x_BMD, keep_BS=keep_BM, bias_NTS=bias_NTS)
-    return rms_norm(x_BMD, weights["encoder.final_layer_norm.weight"], eps=config.encoder.eps)
-
-
-def decode_step(
-    config: T5Config,
-    weights: Weights,
-    target_BT: np.ndarray,
-    memory_BMD: np.ndarray | None,
-    keep_BM: np.ndarray,
-    past: Sequence[Seen] | None = None,
-) -> tuple[np.ndarray, list[Seen]]:
-    """Continue targets by T tokens; return (logits_BTV, present). The first call needs the encoder's output, later ones do not.
-
-    Where the output matrix is the table of tokens, the last state is divided by sqrt(D) first (the released code).
-    """
-    T = target_BT.shape[1]
-    S = T + (past[0][0].shape[1] if past else 0)
-    x_BTD, present = run(
-        config.decoder,
-        weights,
-        embedding(target_BT, weights["shared.weight"]),
-        bias_NTS=_bias(config, weights, "decoder", T, S),
-        causal=True,
-        memory_BMD=memory_BMD,
-        keep_BM=keep_BM,
-        past=past,
-    )
-    x_BTD = rms_norm(x_BTD, weights["decoder.final_layer_norm.weight"], eps=config.decoder.eps)
-    if config.tied:
-        return x_BTD * config.decoder.width**-0.5 @ weights["shared.weight"].T, present
-    return x_BTD @ weights["lm_head.weight"].T, present
 
 
 def t5(config: T5Config, weights: Weights, source_BM: np.ndarray, keep_BM: np.ndarray, target_BT: np.ndarray) -> np.ndarray:
@@ -188,8 +167,7 @@ def tiny_config(kind: str) -> T5Config:
 
 
 def _examples(rng: np.random.Generator) -> dict[str, Any]:
-    config = tiny_config(str(rng.choice(["t5", "flan"])))
-    return {"config": config, "weights": drawn(config.weight_shapes(), rng), **pair_of_texts(rng, config.vocab_size)}
+    return example(tiny_config(str(rng.choice(["t5", "flan"]))), rng)
 
 
 def _small(rng: np.random.Generator) -> dict[str, Any]:

@@ -6,7 +6,7 @@ way in (section 3.4). Axes: B batch, M source position, T target position, D mod
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,22 +14,24 @@ import numpy as np
 
 from llmlab.reference.layers.embedding import embedding
 from llmlab.reference.models._config import Fields
-from llmlab.reference.models._fairseq import stack
-from llmlab.reference.models._stack import Seen, Stack, drawn, run
+from llmlab.reference.models._encoder_decoder import (
+    EncoderDecoder,
+    decode_step,
+    encode,
+    encoder_decoder_cost,
+    example,
+    timed,
+)
+from llmlab.reference.models._fairseq import both_sides, stack
 from llmlab.reference.models._weights import Weights, check_shapes
-from llmlab.reference.models.bart import encoder_decoder_cost, pair_of_texts, timed
 from llmlab.reference.models.llama import same_logits
 from llmlab.reference.op import Procedure
 from llmlab.reference.positions.sinusoidal import sinusoidal
 
 
 @dataclass(frozen=True)
-class TransformerConfig:
+class TransformerConfig(EncoderDecoder):
     """Both stacks and the rows of the one table."""
-
-    encoder: Stack
-    decoder: Stack
-    vocab_size: int
 
     @classmethod
     def from_dict(cls, d: Mapping[str, Any], where: str = "config") -> TransformerConfig:
@@ -47,38 +49,19 @@ class TransformerConfig:
         table = {"model.shared.weight": (self.vocab_size, self.encoder.width)}
         return table | self.encoder.shapes() | self.decoder.shapes()
 
+    def embedded(self, weights: Weights, side: str, ids_BT: np.ndarray, positions_BT: np.ndarray) -> np.ndarray:
+        """Rows of the table times sqrt(D) (section 3.4), and sinusoids."""
+        return sinusoidal(self.encoder.width**0.5 * embedding(ids_BT, weights["model.shared.weight"]), positions_BT)
+
+    def logits(self, weights: Weights, x_BTD: np.ndarray) -> np.ndarray:
+        """By the same table."""
+        return x_BTD @ weights["model.shared.weight"].T
+
 
 def base_config(vocab_size: int = 37000) -> TransformerConfig:
     """The paper's base model (table 3): 6 layers, D = 512, 8 heads, F = 2048; 37,000 shared tokens."""
-    sizes = {f"{side}_{name}": n for side in ("encoder", "decoder") for name, n in _BASE.items()}
+    sizes = both_sides(layers=6, attention_heads=8, ffn_dim=2048)
     return TransformerConfig.from_dict({"d_model": 512, "vocab_size": vocab_size, **sizes}, "transformer base")
-
-
-_BASE = {"layers": 6, "attention_heads": 8, "ffn_dim": 2048}
-
-
-def _embedded(config: TransformerConfig, weights: Weights, ids_BT: np.ndarray, start: int) -> np.ndarray:
-    positions_BT = np.broadcast_to(start + np.arange(ids_BT.shape[1]), ids_BT.shape)
-    return sinusoidal(config.encoder.width**0.5 * embedding(ids_BT, weights["model.shared.weight"]), positions_BT)
-
-
-def encode(config: TransformerConfig, weights: Weights, source_BM: np.ndarray, keep_BM: np.ndarray) -> np.ndarray:
-    """Return memory_BMD, what the decoder looks at."""
-    return run(config.encoder, weights, _embedded(config, weights, source_BM, 0), keep_BS=keep_BM)[0]
-
-
-def decode_step(
-    config: TransformerConfig,
-    weights: Weights,
-    target_BT: np.ndarray,
-    memory_BMD: np.ndarray | None,
-    keep_BM: np.ndarray,
-    past: Sequence[Seen] | None = None,
-) -> tuple[np.ndarray, list[Seen]]:
-    """Continue targets by T tokens; return (logits_BTV, present). Only the first call needs the encoder's output."""
-    x_BTD = _embedded(config, weights, target_BT, past[0][0].shape[1] if past else 0)
-    x_BTD, present = run(config.decoder, weights, x_BTD, causal=True, memory_BMD=memory_BMD, keep_BM=keep_BM, past=past)
-    return x_BTD @ weights["model.shared.weight"].T, present
 
 
 def transformer(
@@ -111,14 +94,9 @@ def tiny_config() -> TransformerConfig:
     return TransformerConfig.from_dict(_TINY, "tiny transformer")
 
 
-def _examples(rng: np.random.Generator) -> dict[str, Any]:
-    config = tiny_config()
-    return {"config": config, "weights": drawn(config.weight_shapes(), rng), **pair_of_texts(rng, config.vocab_size)}
-
-
 TRANSFORMER = Procedure(
     reference=transformer,
-    examples=_examples,
+    examples=lambda rng: example(tiny_config(), rng),
     paper="arXiv:1706.03762",
     same=same_logits,
     cost=encoder_decoder_cost,

@@ -6,7 +6,7 @@ M encoder position (J/2), T target position, D width, W kernel tap, V vocabulary
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,9 @@ import numpy as np
 from llmlab.reference.layers._activation import named
 from llmlab.reference.layers.embedding import embedding
 from llmlab.reference.models._config import Fields
-from llmlab.reference.models._fairseq import stack
-from llmlab.reference.models._stack import Seen, Stack, drawn, norm, run, single
+from llmlab.reference.models._encoder_decoder import EncoderDecoder, decode_step
+from llmlab.reference.models._fairseq import both_sides, stack
+from llmlab.reference.models._stack import drawn, norm, run, single
 from llmlab.reference.models._weights import Weights, check_shapes
 from llmlab.reference.models.llama import same_logits
 from llmlab.reference.op import Procedure
@@ -77,13 +78,10 @@ def convolved(weights: Weights, name: str, x_BJC: np.ndarray, *, stride: int) ->
 
 
 @dataclass(frozen=True)
-class WhisperConfig:
+class WhisperConfig(EncoderDecoder):
     """Both stacks, mel bands, rows of the tables."""
 
-    encoder: Stack
-    decoder: Stack
     bands: int
-    vocab_size: int
     source_positions: int
     target_positions: int
 
@@ -100,7 +98,7 @@ class WhisperConfig:
             stack(f, side, pre_norm=True, unbiased=frozenset({"key", "cross_key"})) for side in ("encoder", "decoder")
         )
         positions = f.count("max_source_positions", 1500), f.count("max_target_positions", 448)
-        return cls(encoder, decoder, f.count("num_mel_bins", 80), f.count("vocab_size"), *positions)
+        return cls(encoder, decoder, f.count("vocab_size"), f.count("num_mel_bins", 80), *positions)
 
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of all weights by their Hugging Face name."""
@@ -115,6 +113,19 @@ class WhisperConfig:
         biases = ("conv1.bias", "conv2.bias", "layer_norm.weight", "layer_norm.bias")
         shapes |= {f"{e}{name}": (D,) for name in biases} | {f"{d}layer_norm.{kind}": (D,) for kind in ("weight", "bias")}
         return shapes | self.encoder.shapes() | self.decoder.shapes()
+
+    def embedded(self, weights: Weights, side: str, ids_BT: np.ndarray, positions_BT: np.ndarray) -> np.ndarray:
+        """Token and position of a target; what goes into the encoder is no tokens, see `encode`."""
+        tokens_BTD = embedding(ids_BT, weights["model.decoder.embed_tokens.weight"])
+        return tokens_BTD + embedding(positions_BT, weights["model.decoder.embed_positions.weight"])
+
+    def finished(self, weights: Weights, side: str, x_BTD: np.ndarray) -> np.ndarray:
+        """The last norm of a pre-norm stack."""
+        return norm(self.encoder, weights, f"model.{side}.layer_norm", x_BTD)
+
+    def logits(self, weights: Weights, x_BTD: np.ndarray) -> np.ndarray:
+        """By the table of tokens."""
+        return x_BTD @ weights["model.decoder.embed_tokens.weight"].T
 
 
 def sinusoids(positions: int, width: int) -> np.ndarray:
@@ -136,23 +147,7 @@ def encode(config: WhisperConfig, weights: Weights, picture_BCJ: np.ndarray) -> 
     if x_BMD.shape[1] != config.source_positions:
         raise ValueError(f"{picture_BCJ.shape[2]} frames: the table of positions is for {2 * config.source_positions}")
     x_BMD, _ = run(config.encoder, weights, x_BMD + weights[f"{e}embed_positions.weight"])
-    return norm(config.encoder, weights, f"{e}layer_norm", x_BMD)
-
-
-def decode_step(
-    config: WhisperConfig,
-    weights: Weights,
-    target_BT: np.ndarray,
-    memory_BMD: np.ndarray | None,
-    past: Sequence[Seen] | None = None,
-) -> tuple[np.ndarray, list[Seen]]:
-    """Continue targets by T tokens; return (logits_BTV, present). Only the first call needs the encoder's output."""
-    start, d = past[0][0].shape[1] if past else 0, "model.decoder."
-    positions_BT = np.broadcast_to(start + np.arange(target_BT.shape[1]), target_BT.shape)
-    x_BTD = embedding(target_BT, weights[f"{d}embed_tokens.weight"])
-    x_BTD = x_BTD + embedding(positions_BT, weights[f"{d}embed_positions.weight"])
-    x_BTD, present = run(config.decoder, weights, x_BTD, causal=True, memory_BMD=memory_BMD, past=past)
-    return norm(config.decoder, weights, f"{d}layer_norm", x_BTD) @ weights[f"{d}embed_tokens.weight"].T, present
+    return config.finished(weights, "encoder", x_BMD)
 
 
 def whisper(config: WhisperConfig, weights: Weights, samples_BL: np.ndarray, target_BT: np.ndarray) -> dict[str, np.ndarray]:
@@ -202,8 +197,7 @@ def _same(expected: dict[str, np.ndarray], actual: dict[str, np.ndarray]) -> boo
 
 
 def _released_tiny(rng: np.random.Generator) -> dict[str, Any]:
-    sizes = {"layers": 4, "attention_heads": 6, "ffn_dim": 1536}
-    both = {f"{side}_{name}": n for side in ("encoder", "decoder") for name, n in sizes.items()}
+    both = both_sides(layers=4, attention_heads=6, ffn_dim=1536)
     config = WhisperConfig.from_dict(
         {"model_type": "whisper", "d_model": 384, "vocab_size": 51865, "max_source_positions": 150, **both}
     )

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 from llmlab.reference.errors import InputError
+from llmlab.reference.models._encoder_decoder import decode_step, encode
+from llmlab.reference.models._fairseq import both_sides
 from llmlab.reference.models._stack import drawn, run
-from llmlab.reference.models.bart import BartConfig, bart, decode_step, encode, tiny_config
+from llmlab.reference.models.bart import BartConfig, bart, tiny_config
 from tests.reference.models.encoder_laws import (
     assert_close,
     assert_cutting_targets_changes_nothing,
@@ -38,12 +40,11 @@ def test_every_weight_matters() -> None:
 
 
 def test_the_published_base_model_has_its_size() -> None:
-    sizes = {f"{side}_{name}": n for side in ("encoder", "decoder") for name, n in _BASE.items()}
-    config = BartConfig.from_dict({"model_type": "bart", "d_model": 768, "vocab_size": 50265, **sizes})
+    config = BartConfig.from_dict({"model_type": "bart", "d_model": 768, "vocab_size": 50265, **_BASE})
     assert count(config.weight_shapes()) == 139_420_416 + 50265  # the bias of the logits is no parameter there
 
 
-_BASE = {"layers": 6, "attention_heads": 12, "ffn_dim": 3072}
+_BASE = both_sides(layers=6, attention_heads=12, ffn_dim=3072)
 
 
 def test_a_decoder_without_an_encoder_is_refused() -> None:
@@ -52,6 +53,5 @@ def test_a_decoder_without_an_encoder_is_refused() -> None:
 
 
 def test_heads_that_do_not_divide_end_with_one_line() -> None:
-    sizes = {f"{side}_{name}": n for side in ("encoder", "decoder") for name, n in _BASE.items()}
     with pytest.raises(InputError, match="multiple of 12 attention heads"):
-        BartConfig.from_dict({"model_type": "bart", "d_model": 100, "vocab_size": 9, **sizes}, "config.json")
+        BartConfig.from_dict({"model_type": "bart", "d_model": 100, "vocab_size": 9, **_BASE}, "config.json")

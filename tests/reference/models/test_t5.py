@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from llmlab.reference.errors import InputError
+from llmlab.reference.models._encoder_decoder import decode_step, encode
 from llmlab.reference.models._stack import drawn
-from llmlab.reference.models.t5 import T5Config, bias_name, decode_step, encode, t5, tiny_config
+from llmlab.reference.models.t5 import T5Config, bias_name, t5, tiny_config
 from tests.reference.models.encoder_laws import (
     assert_close,
     assert_cutting_targets_changes_nothing,

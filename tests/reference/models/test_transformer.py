@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from llmlab.reference.models._encoder_decoder import decode_step, encode, encoder_decoder_cost
 from llmlab.reference.models._stack import drawn
-from llmlab.reference.models.bart import encoder_decoder_cost
-from llmlab.reference.models.transformer import base_config, decode_step, encode, tiny_config, transformer
+from llmlab.reference.models.transformer import base_config, tiny_config, transformer
 from tests.reference.models.encoder_laws import (
     assert_close,
     assert_cutting_targets_changes_nothing,

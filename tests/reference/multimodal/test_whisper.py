@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
+from llmlab.reference.models._encoder_decoder import decode_step
 from llmlab.reference.models._stack import drawn
 from llmlab.reference.multimodal.whisper import (
     HOP,
     RATE_HZ,
     WhisperConfig,
     convolved,
-    decode_step,
     encode,
     log_mel,
     mel_filters,

@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 
 from llmlab.reference.op import Op
-from llmlab.reference.positions.rope import inverse_frequencies, rope, rope_backward, rope_cost
-from llmlab.reference.positions.rope_llama3 import draw_early_positions
+from llmlab.reference.positions._stretched import QUERIES_8K, STRETCHED, require_stretch
+from llmlab.reference.positions.rope import inverse_frequencies, rope, rope_backward
 
 
 def linear_scaling(head_width: int, *, theta: float = 10000.0, factor: float = 4.0) -> tuple[np.ndarray, float]:
@@ -23,12 +23,6 @@ def linear_scaling(head_width: int, *, theta: float = 10000.0, factor: float = 4
     """
     require_stretch(factor)
     return inverse_frequencies(head_width, theta) / factor, 1.0
-
-
-def require_stretch(factor: float) -> None:
-    """Refuse a factor that shortens the context."""
-    if not factor >= 1:
-        raise ValueError(f"factor={factor}: must be at least 1")
 
 
 def rope_linear(x_BTNH: np.ndarray, positions_BT: np.ndarray, *, theta: float = 10000.0, factor: float = 4.0) -> np.ndarray:
@@ -59,14 +53,9 @@ def rope_linear_backward(
 
 ROPE_LINEAR = Op(
     reference=rope_linear,
-    cost=rope_cost,
-    dims={"B": range(1, 3), "T": range(1, 7), "N": range(1, 4), "R": range(1, 9)},
-    derived={"H": lambda d: 2 * d["R"]},
-    shapes={"llama-7b stretched to 8k tokens": {"B": 1, "T": 8192, "N": 32, "R": 64}},
+    shapes={"llama-7b stretched to 8k tokens": QUERIES_8K},
     paper="arXiv:2306.15595",
     backward=rope_linear_backward,
-    draw={"positions_BT": draw_early_positions},
     options=({}, {"factor": 16.0, "theta": 500000.0}),
-    empty=("B", "T"),
-    powers={"B": 1, "T": 1, "N": 1, "R": 1},
+    **STRETCHED,
 )

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from llmlab.reference.op import Dims, Op
-from llmlab.reference.positions.rope import inverse_frequencies, rope, rope_backward, rope_cost
+from llmlab.reference.op import Op
+from llmlab.reference.positions._stretched import QUERIES_8K, STRETCHED
+from llmlab.reference.positions.rope import inverse_frequencies, rope, rope_backward
 
 
 def llama3_frequencies(
@@ -77,21 +78,11 @@ def rope_llama3_backward(
     return rope_backward(dout_BTNH, x_BTNH, positions_BT, frequencies=frequencies)
 
 
-def draw_early_positions(d: Dims, rng: np.random.Generator) -> np.ndarray:
-    """Positions below 16 to begin with: libraries keep these frequencies in float32, which far positions magnify."""
-    return rng.integers(0, 16, (d["B"], 1)) + np.arange(d["T"])
-
-
 ROPE_LLAMA3 = Op(
     reference=rope_llama3,
-    cost=rope_cost,
-    dims={"B": range(1, 3), "T": range(1, 7), "N": range(1, 4), "R": range(1, 9)},
-    derived={"H": lambda d: 2 * d["R"]},
-    shapes={"llama-3.1-8b queries 8k tokens": {"B": 1, "T": 8192, "N": 32, "R": 64}},
+    shapes={"llama-3.1-8b queries 8k tokens": QUERIES_8K},
     paper="arXiv:2407.21783",
     backward=rope_llama3_backward,
-    draw={"positions_BT": draw_early_positions},
     options=({}, {"factor": 32.0}, {"theta": 10000.0, "low_freq_factor": 2.0, "original_context": 64}),
-    empty=("B", "T"),
-    powers={"B": 1, "T": 1, "N": 1, "R": 1},
+    **STRETCHED,
 )

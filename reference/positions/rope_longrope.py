@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from llmlab.reference.op import Cost, Dims, Op
+from llmlab.reference.positions._stretched import draw_early_positions
 from llmlab.reference.positions.rope import inverse_frequencies, rope_cost, rotate_pairs
-from llmlab.reference.positions.rope_llama3 import draw_early_positions
 
 
 def longrope_scaling(

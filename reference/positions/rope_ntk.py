@@ -8,9 +8,8 @@ from __future__ import annotations
 import numpy as np
 
 from llmlab.reference.op import Op
-from llmlab.reference.positions.rope import inverse_frequencies, rope, rope_backward, rope_cost
-from llmlab.reference.positions.rope_linear import require_stretch
-from llmlab.reference.positions.rope_llama3 import draw_early_positions
+from llmlab.reference.positions._stretched import QUERIES_8K, STRETCHED, require_stretch
+from llmlab.reference.positions.rope import inverse_frequencies, rope, rope_backward
 
 
 def ntk_scaling(head_width: int, *, theta: float = 10000.0, factor: float = 4.0) -> tuple[np.ndarray, float]:
@@ -103,14 +102,9 @@ def rope_ntk_backward(
 
 ROPE_NTK = Op(
     reference=rope_ntk,
-    cost=rope_cost,
-    dims={"B": range(1, 3), "T": range(1, 7), "N": range(1, 4), "R": range(2, 9)},
-    derived={"H": lambda d: 2 * d["R"]},
-    shapes={"llama-7b stretched to 8k tokens": {"B": 1, "T": 8192, "N": 32, "R": 64}},
+    shapes={"llama-7b stretched to 8k tokens": QUERIES_8K},
     paper="arXiv:2309.00071",
     backward=rope_ntk_backward,
-    draw={"positions_BT": draw_early_positions},
     options=({}, {"max_position_embeddings": 8}, {"factor": 2.0, "theta": 500000.0, "max_position_embeddings": 5}),
-    empty=("B", "T"),
-    powers={"B": 1, "T": 1, "N": 1, "R": 1},
+    **STRETCHED | {"dims": {**STRETCHED["dims"], "R": range(2, 9)}},  # one pair cannot be both kept and slowed
 )

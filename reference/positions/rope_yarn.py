@@ -10,9 +10,9 @@ import math
 import numpy as np
 
 from llmlab.reference.op import Op
-from llmlab.reference.positions.rope import inverse_frequencies, rope, rope_backward, rope_cost
-from llmlab.reference.positions.rope_linear import require_stretch
-from llmlab.reference.positions.rope_llama3 import draw_early_positions, llama3_frequencies
+from llmlab.reference.positions._stretched import QUERIES_8K, STRETCHED, require_stretch
+from llmlab.reference.positions.rope import inverse_frequencies, rope, rope_backward
+from llmlab.reference.positions.rope_llama3 import llama3_frequencies
 
 
 def temperature_factor(factor: float, mscale: float = 1.0) -> float:
@@ -154,18 +154,13 @@ def rope_yarn_backward(
 
 ROPE_YARN = Op(
     reference=rope_yarn,
-    cost=rope_cost,
-    dims={"B": range(1, 3), "T": range(1, 7), "N": range(1, 4), "R": range(1, 9)},
-    derived={"H": lambda d: 2 * d["R"]},
-    shapes={"llama-2-7b stretched to 8k tokens": {"B": 1, "T": 8192, "N": 32, "R": 64}},
+    shapes={"llama-2-7b stretched to 8k tokens": QUERIES_8K},
     paper="arXiv:2309.00071",
     backward=rope_yarn_backward,
-    draw={"positions_BT": draw_early_positions},
     options=(
         {},
         {"factor": 16.0, "original_max_position_embeddings": 64},
         {"theta": 100.0, "beta_fast": 8.0, "beta_slow": 2.0},
     ),
-    empty=("B", "T"),
-    powers={"B": 1, "T": 1, "N": 1, "R": 1},
+    **STRETCHED,
 )

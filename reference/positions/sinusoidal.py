@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 
 from llmlab.reference.op import Cost, Dims, Op
+from llmlab.reference.positions._stretched import draw_early_positions
 from llmlab.reference.positions.rope import inverse_frequencies
-from llmlab.reference.positions.rope_llama3 import draw_early_positions
 
 
 def encoding(positions_BT: np.ndarray, width: int, *, theta: float = 10000.0) -> np.ndarray:

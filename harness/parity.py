@@ -272,9 +272,8 @@ def check_backward(op: Op, twin: Twin, dims: Dims, dtype: str, seed: int, option
     except Exception as error:
         return _failed(op.id, "backward", twin.label, dtype, case, error)
     actual = outputs(tuple(gradient for gradient, wanted in zip(found, expects, strict=True) if wanted))
-    return _judge(
-        op.id, "backward", twin.label, dtype, case, actual, exact, [limit * twin.tolerance_factor for limit in allowed]
-    )
+    factor = twin.tolerance_factor if twin.of == "backward" else twin.gradient_factor
+    return _judge(op.id, "backward", twin.label, dtype, case, actual, exact, [limit * factor for limit in allowed])
 
 
 def _autograd(

@@ -38,7 +38,9 @@ class Twin:
         dtypes: float dtypes it claims; parity is checked in each.
         of: what it is the twin of, the reference or its backward.
         source: "llmlab", or who brought it (file or distribution).
-        looser: why its tolerance is multiplied, empty for the computed tolerance; `tolerance_factor` is then above 1.
+        looser: why an allowance is multiplied, empty where both are as computed; one of the factors is then above 1.
+        tolerance_factor: times the computed allowance, for what it returns.
+        gradient_factor: times the computed allowance, for gradients taken through it by autograd.
     """
 
     component: Component
@@ -49,6 +51,7 @@ class Twin:
     source: str = "llmlab"
     looser: str = ""
     tolerance_factor: float = 1.0
+    gradient_factor: float = 1.0
 
     @property
     def label(self) -> str:
@@ -75,19 +78,23 @@ def twin(
     source: str = "llmlab",
     looser: str = "",
     tolerance_factor: float = 1.0,
+    gradient_factor: float = 1.0,
 ) -> Callable[[F], F]:
     """Register the decorated kernel as a twin of an imported declaration.
 
     Raises:
-        ValueError: unknown backend, or a tolerance factor without its reason.
+        ValueError: unknown backend, a factor without its reason, or a gradient factor where no autograd goes.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend={backend!r} is none of {', '.join(BACKENDS)}")
-    if (tolerance_factor != 1.0) != bool(looser):
-        raise ValueError("a looser twin states why: give `looser` and `tolerance_factor` together")
+    if (tolerance_factor != 1.0 or gradient_factor != 1.0) != bool(looser):
+        raise ValueError("a looser twin states why: give `looser` together with `tolerance_factor` or `gradient_factor`")
+    if gradient_factor != 1.0 and (backend != "torch" or of == "backward"):
+        raise ValueError(f"gradient_factor={gradient_factor}: no autograd goes through a {backend} twin of the {of}")
 
     def add(function: F) -> F:
-        register(Twin(component, backend, function, tuple(dtypes or FLOATS[backend]), of, source, looser, tolerance_factor))
+        claimed = tuple(dtypes or FLOATS[backend])
+        register(Twin(component, backend, function, claimed, of, source, looser, tolerance_factor, gradient_factor))
         return function
 
     return add

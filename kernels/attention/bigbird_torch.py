@@ -12,7 +12,7 @@ from llmlab.reference.attention.bigbird import BIGBIRD, seen_blocks, tokens_per_
 from llmlab.reference.attention.block_sparse import table
 
 
-@twin(BIGBIRD, backend="torch", looser=CANCELS, tolerance_factor=4.0)
+@twin(BIGBIRD, backend="torch", looser=CANCELS, gradient_factor=4.0)
 def bigbird(q_BTNH: Tensor, k_BTNH: Tensor, v_BTNH: Tensor, random_NMR: Tensor) -> Tensor:
     B, T, N, _ = q_BTNH.shape
     M = random_NMR.shape[1]

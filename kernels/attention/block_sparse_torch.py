@@ -10,7 +10,7 @@ from llmlab.kernels.twin import twin
 from llmlab.reference.attention.block_sparse import BLOCK_SPARSE, block_size
 
 
-@twin(BLOCK_SPARSE, backend="torch", looser=CANCELS, tolerance_factor=4.0)
+@twin(BLOCK_SPARSE, backend="torch", looser=CANCELS, gradient_factor=4.0)
 def block_sparse(q_BTKGH: Tensor, k_BSKH: Tensor, v_BSKH: Tensor, listed_KQL: Tensor, *, causal: bool = True) -> Tensor:
     T, S = q_BTKGH.shape[1], k_BSKH.shape[1]
     C = block_size(T, S, listed_KQL.cpu().numpy())

@@ -10,7 +10,7 @@ from llmlab.kernels.twin import twin
 from llmlab.reference.attention.gated_delta import GATED_DELTA, SOLVED, require_one_length
 
 
-@twin(GATED_DELTA, backend="torch", looser=SOLVED, tolerance_factor=4.0)
+@twin(GATED_DELTA, backend="torch", looser=SOLVED, gradient_factor=4.0)
 def gated_delta(
     q_BTKM: Tensor, k_BTKM: Tensor, v_BTKGH: Tensor, beta_BTKG: Tensor, log_decay_BTKG: Tensor, state_BKGMH: Tensor
 ) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from llmlab.kernels.twin import twin
 from llmlab.reference.attention.linformer import LINFORMER, require_length
 
 
-@twin(LINFORMER, backend="torch", looser=CANCELS, tolerance_factor=4.0)
+@twin(LINFORMER, backend="torch", looser=CANCELS, gradient_factor=4.0)
 def linformer(q_BTNH: Tensor, k_BSNH: Tensor, v_BSNH: Tensor, project_k_RS: Tensor, project_v_RS: Tensor) -> Tensor:
     require_length(k_BSNH.shape[1], project_k_RS.shape[1], project_v_RS.shape[1])
     kind = q_BTNH.dtype if q_BTNH.is_cuda or q_BTNH.dtype == torch.float64 else torch.float32

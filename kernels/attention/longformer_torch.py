@@ -13,7 +13,7 @@ from llmlab.reference.attention.longformer import LONGFORMER, WINDOW, require_pa
 BLOCK = 256  # local queries; keys outside the window that a block still computes are at most this many
 
 
-@twin(LONGFORMER, backend="torch", looser=CANCELS, tolerance_factor=4.0)
+@twin(LONGFORMER, backend="torch", looser=CANCELS, gradient_factor=4.0)
 def longformer(
     q_BTNH: Tensor,
     k_BTNH: Tensor,

@@ -14,7 +14,13 @@ from llmlab.kernels.twin import twin
 from llmlab.reference.attention.mla import MLA, absorbed_flops, expanded_flops
 
 
-@twin(MLA, backend="torch", looser="the absorbed form rounds W_UK' q where the formula rounds W_UK c", tolerance_factor=4.0)
+@twin(
+    MLA,
+    backend="torch",
+    looser="the absorbed form rounds W_UK' q where the formula rounds W_UK c",
+    tolerance_factor=2.0,
+    gradient_factor=4.0,
+)
 def mla(
     q_BTNH: Tensor,
     q_rope_BTNR: Tensor,

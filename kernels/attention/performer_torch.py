@@ -10,10 +10,12 @@ from llmlab.reference.attention._masked import require_keys
 from llmlab.reference.attention.performer import PERFORMER
 
 CHUNK = 128
-CANCELS = "the gradients of a weight through the numerator and the normaliser nearly cancel where few keys are seen"
+CANCELS = (
+    "numerator and normaliser are rounded apart, and a weight's gradients through them nearly cancel where few keys are seen"
+)
 
 
-@twin(PERFORMER, backend="torch", looser=CANCELS, tolerance_factor=8.0)
+@twin(PERFORMER, backend="torch", looser=CANCELS, tolerance_factor=2.0, gradient_factor=8.0)
 def performer(q_BTNH: Tensor, k_BSNH: Tensor, v_BSNH: Tensor, projection_MH: Tensor, *, causal: bool = False) -> Tensor:
     T, S = q_BTNH.shape[1], k_BSNH.shape[1]
     kind = torch.float64 if q_BTNH.dtype == torch.float64 else torch.float32

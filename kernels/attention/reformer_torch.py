@@ -12,7 +12,7 @@ HIDDEN = -1e30  # far below any score, yet finite: a row of it has a softmax and
 CANCELS = "the gradient of a row that sees one key cancels to zero in the formula and to rounding here"
 
 
-@twin(REFORMER, backend="torch", looser=CANCELS, tolerance_factor=8.0)
+@twin(REFORMER, backend="torch", looser=CANCELS, gradient_factor=8.0)
 def reformer(qk_BTNH: Tensor, v_BTNH: Tensor, buckets_BNRT: Tensor, *, chunk: int = CHUNK, causal: bool = True) -> Tensor:
     require_chunk(chunk)
     if qk_BTNH.numel() == 0:

@@ -17,7 +17,7 @@ BLOCK = 256  # queries; keys outside the window that a block still computes are 
     SLIDING_WINDOW,
     backend="torch",
     looser="the fused backward takes softmax again from the rounded log-sum-exp: one rounding more than the formula has",
-    tolerance_factor=2.0,
+    gradient_factor=2.0,
 )
 def sliding_window(q_BTKGH: Tensor, k_BSKH: Tensor, v_BSKH: Tensor, *, window: int = WINDOW) -> Tensor:
     T, S = q_BTKGH.shape[1], k_BSKH.shape[1]

@@ -131,7 +131,12 @@ def test_a_browser_opens_it_without_a_complaint(tmp_path: Path, width: int) -> N
         view.goto(file.as_uri())
         overflow = view.evaluate("document.documentElement.scrollWidth - window.innerWidth")
         pictures = view.evaluate("[...document.querySelectorAll('svg.figure')].map(s => s.getBoundingClientRect().width)")
+        cut_off = view.evaluate(
+            "[...document.querySelectorAll('.scroll, .caption')].filter(box => box.getBoundingClientRect().right > innerWidth)"
+            ".map(box => box.textContent)"
+        )
         browser.close()
     assert complaints == []
+    assert cut_off == [], "a table scrolls inside its own box, and its caption stays in view"
     assert overflow <= 0
     assert min(pictures) > 250

@@ -12,7 +12,20 @@ SIGNIFICAND_BITS = {"float64": 52, "float32": 23, "float16": 10, "bfloat16": 7}
 
 def is_float(array: np.ndarray) -> bool:
     """True for arrays that take part in rounding and gradients."""
-    return array.dtype.kind == "f"
+    return array.dtype.kind == "f" or array.dtype.name == "bfloat16"
+
+
+def numpy_dtype(name: str) -> np.dtype:
+    """NumPy's dtype of a float, bfloat16 from ml_dtypes.
+
+    Raises:
+        ImportError: bfloat16 without ml_dtypes.
+    """
+    if name != "bfloat16":
+        return np.dtype(name)
+    import ml_dtypes
+
+    return np.dtype(ml_dtypes.bfloat16)
 
 
 def rounded(array: np.ndarray, dtype: str) -> np.ndarray:
@@ -46,11 +59,12 @@ def outputs(result: Any) -> list[np.ndarray]:
 
 
 def to_numpy(value: Any) -> np.ndarray:
-    """A NumPy array from a NumPy array, a scalar or a tensor (bfloat16 widened)."""
+    """A NumPy array from a NumPy array, a scalar or a tensor; bfloat16 widened."""
     if hasattr(value, "detach"):
         value = value.detach().cpu()
         return (value.double() if value.is_floating_point() else value).numpy()
-    return np.asarray(value)
+    array = np.asarray(value)
+    return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
 
 
 def device_of(backend: str) -> str:
@@ -65,7 +79,7 @@ def device_of(backend: str) -> str:
 def to_backend(array: np.ndarray, backend: str, dtype: str, device: str = "cpu") -> Any:
     """The backend's own array holding `array`, floats in `dtype`; memory layout (strides) is kept where possible."""
     if backend == "numba":
-        return array.astype(dtype, order="K", copy=True) if is_float(array) else array.copy()
+        return array.astype(numpy_dtype(dtype), order="K", copy=True) if is_float(array) else array.copy()
     import torch
 
     tensor = torch.from_numpy(np.ascontiguousarray(array)) if 0 in array.shape else torch.from_numpy(array.copy(order="K"))

@@ -6,6 +6,7 @@ Each check returns a `Verdict`; nothing here raises for a wrong kernel, so that 
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -73,7 +74,12 @@ def smallest_dims(op: Op) -> dict[str, int]:
 
 
 def testable_dtypes(twin: Twin) -> tuple[str, ...]:
-    """Claimed dtypes that can be checked on this machine: Triton's interpreter is trusted in float32 only."""
+    """Claimed dtypes that can be checked on this machine: Triton's interpreter is trusted in float32 only.
+
+    NumPy arrays hold bfloat16 where ml_dtypes is installed.
+    """
+    if twin.backend == "numba" and importlib.util.find_spec("ml_dtypes") is None:
+        return tuple(dtype for dtype in twin.dtypes if dtype != "bfloat16")
     if twin.backend == "triton" and device_of("triton") == "cpu":
         return tuple(dtype for dtype in twin.dtypes if dtype == "float32")
     return twin.dtypes

@@ -5,8 +5,9 @@ read a vector at a time. Its size follows the machine's vector width; callers pa
 
     scores = tile(q, keys transposed)          TILE_ROWS rows, lanes(dtype) * TILE_VECTORS columns
 
-All arrays are one-dimensional and contiguous, positions and strides count elements, nothing is checked. Numba's cache on
-disk does not notice a change in this file: touch the files that use it.
+All arrays are one-dimensional and contiguous, positions and strides count elements, nothing is checked. The operand read a
+vector at a time may be bfloat16 (its bits, uint16) beside float32 ones: it is widened in registers. Numba's cache on disk
+does not notice a change in this file: touch the files that use it.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ def _lanes(dtype):  # type: ignore[no-untyped-def]
 
 
 def _kind(array: Any) -> tuple[Any, int, str]:
-    """LLVM element type, lanes of a vector of it, and the suffix of intrinsics on that vector."""
-    bits = array.dtype.bitwidth
+    """LLVM element type that is computed in, lanes of a vector of it, and the suffix of intrinsics on that vector."""
+    bits = 32 if _is_bfloat16(array) else array.dtype.bitwidth
     size = VECTOR_BYTES * 8 // bits
     return (ir.FloatType() if bits == 32 else ir.DoubleType()), size, f"v{size}f{bits}"
 
@@ -54,6 +55,15 @@ def _is_float_array(*arrays: Any) -> bool:
         isinstance(array, types.Array) and array.ndim == 1 and array.layout == "C" and isinstance(array.dtype, types.Float)
         for array in arrays
     )
+
+
+def _is_bfloat16(array: Any) -> bool:
+    return isinstance(array, types.Array) and array.ndim == 1 and array.layout == "C" and array.dtype == types.uint16
+
+
+def _streams(b: Any, computed: Any) -> bool:
+    """True where `b` may be read a vector at a time beside arrays of dtype `computed`."""
+    return (_is_float_array(b) and b.dtype == computed) or (_is_bfloat16(b) and computed == types.float32)
 
 
 class _Vectors:
@@ -71,6 +81,16 @@ class _Vectors:
     def pointer(self, array_type: Any, array: Any, position: Any) -> Any:
         data = cgutils.create_struct_proxy(array_type)(self.context, self.builder, value=array).data
         return self.builder.gep(data, [position])
+
+    def load_wide(self, pointer: Any) -> Any:
+        """Load a vector, widened where the pointer is to bfloat16."""
+        if pointer.type.pointee != ir.IntType(16):
+            return self.load(pointer)
+        halves = ir.VectorType(ir.IntType(16), self.lanes)
+        words = ir.VectorType(ir.IntType(32), self.lanes)
+        narrow = self.builder.load(self.builder.bitcast(pointer, halves.as_pointer()), align=2)
+        shifted = self.builder.shl(self.builder.zext(narrow, words), ir.Constant(words, [16] * self.lanes))
+        return self.builder.bitcast(shifted, self.vector)
 
     def at(self, pointer: Any, *terms: Any) -> Any:
         offset = terms[0]
@@ -140,7 +160,7 @@ def make_tile(rows: int, vectors: int, *, scaled: bool) -> Any:
     def tile(  # type: ignore[no-untyped-def]
         typing_context, a, a_at, a_row, a_depth, b, b_at, b_depth, c, c_at, c_row, depth, scale, scale_at
     ):
-        if not _is_float_array(a, b, c, scale) or not a.dtype == b.dtype == c.dtype == scale.dtype:
+        if not (_is_float_array(a, c, scale) and a.dtype == c.dtype == scale.dtype and _streams(b, a.dtype)):
             return None
         word = types.int64
         signature = types.void(a, word, word, word, b, word, word, c, word, word, word, scale, word)
@@ -163,7 +183,7 @@ def make_tile(rows: int, vectors: int, *, scaled: bool) -> Any:
 
             def step(k: Any, values: list[Any]) -> list[Any]:
                 row_of_b = builder.mul(k, b_depth)
-                b_values = [v.load(v.at(b_first, row_of_b, column)) for column in columns]
+                b_values = [v.load_wide(v.at(b_first, row_of_b, column)) for column in columns]
                 along_a = builder.mul(k, a_depth)
                 after = []
                 for r in range(rows):
@@ -186,7 +206,7 @@ def dots(typing_context, a, a_at, b, b_at, b_row, width, c, c_at):  # type: igno
 
     b[j, h] lies at b_at + j * b_row + h. The sums of the lanes of all rows are taken together, by halving.
     """
-    if not _is_float_array(a, b, c) or not a.dtype == b.dtype == c.dtype:
+    if not (_is_float_array(a, c) and a.dtype == c.dtype and _streams(b, a.dtype)):
         return None
     word = types.int64
     signature = types.void(a, word, b, word, word, word, c, word)
@@ -201,7 +221,7 @@ def dots(typing_context, a, a_at, b, b_at, b_row, width, c, c_at):  # type: igno
         def step(k: Any, values: list[Any]) -> list[Any]:
             h = builder.mul(k, constant(v.lanes))
             a_value = v.load(v.at(a_first, h))
-            return [v.fma(a_value, v.load(v.at(row, h)), value) for row, value in zip(b_rows, values)]
+            return [v.fma(a_value, v.load_wide(v.at(row, h)), value) for row, value in zip(b_rows, values)]
 
         sums = v.accumulate(builder.sdiv(width, constant(v.lanes)), [v.zero()] * v.lanes, step)
         index = ir.VectorType(ir.IntType(32), v.lanes)

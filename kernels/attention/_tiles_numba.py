@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numba import get_num_threads, njit
 
+from llmlab.kernels.bfloat16 import bits, put, widened, working_dtype
 from llmlab.kernels.numba_math import EXACT, exp_down, row_max, row_sum
 from llmlab.kernels.register_tile import TILE_ROWS, TILE_VECTORS, add_rows, add_tiles, dots, fill_tile, lanes, take
 
@@ -46,23 +47,24 @@ def forward(
     q, k, v, query_starts, key_starts, keep, bias = _prepared(
         q_UKGH, k_WKH, v_WKH, query_starts_Z, key_starts_Z, keep_W, bias_KTS
     )
-    out_UKGH, lse_UKG = np.zeros_like(q), np.full(q.shape[:3], -np.inf, q.dtype)
+    kind = working_dtype(q)
+    out_UKGH, lse_UKG = np.zeros_like(q), np.full(q.shape[:3], -np.inf, kind)
     if not out_UKGH.size or not k.size:
         return out_UKGH, lse_UKG
     K, H = k.shape[1:]
-    wide, Hp = panel_keys(k.dtype), padded_width(H, k.dtype)
+    wide, Hp = panel_keys(kind), padded_width(H, kind)
     blocks_of = -(-np.diff(key_starts) // wide)
     block_starts = np.concatenate([[0], np.cumsum(blocks_of)])
     blocks = int(block_starts[-1])
     sequence_of = np.repeat(np.arange(len(blocks_of)), blocks_of)
-    key_panels, value_panels = np.empty(K * blocks * H * wide, k.dtype), np.empty(K * blocks * wide * Hp, k.dtype)
+    key_panels, value_panels = np.empty(K * blocks * H * wide, kind), np.empty(K * blocks * wide * Hp, kind)
     tasks = row_tasks(query_starts, K, q.shape[2])
     window = window or int(key_starts[-1]) + 1 + len(q)
     threads = worthwhile_threads(q.size * len(k) // max(len(key_starts) - 1, 1))
-    together(threads, _pack, k, v, key_starts, block_starts, sequence_of, key_panels, value_panels, counter())
+    together(threads, _pack, bits(k), bits(v), key_starts, block_starts, sequence_of, key_panels, value_panels, counter())
     together(
-        threads, _forward, q, key_panels, value_panels, query_starts, key_starts, block_starts, causal, window, keep, bias,
-        tasks, counter(), out_UKGH, lse_UKG,
+        threads, _forward, bits(q), key_panels, value_panels, query_starts, key_starts, block_starts, causal, window, keep,
+        bias, tasks, counter(), bits(out_UKGH), lse_UKG,
     )  # fmt: skip
     return out_UKGH, lse_UKG
 
@@ -115,11 +117,12 @@ def decode(q_BKGH: Array, k_pages_PCKH: Array, v_pages_PCKH: Array, table_BM: Ar
     start = first[request] + (np.arange(len(request)) - slot_starts[request]) * part
     tasks = np.stack([request, start, np.minimum(start + part, end[request])], axis=1)
     K, G, H = q.shape[1:]
-    table = np.ascontiguousarray(table_BM, dtype=np.int64)
-    partial = np.empty((len(tasks), K * G * padded_width(H, q.dtype)), q.dtype)
-    peaks, totals = np.empty((len(tasks), K * G), q.dtype), np.empty((len(tasks), K * G), q.dtype)
-    together(threads, _decode, q, k.reshape(-1), v.reshape(-1), k.shape[1], table, tasks, counter(), partial, peaks, totals)
-    _merge(slot_starts, partial, peaks, totals, out_BKGH)
+    table, kind = np.ascontiguousarray(table_BM, dtype=np.int64), working_dtype(q)
+    partial = np.empty((len(tasks), K * G * padded_width(H, kind)), kind)
+    peaks, totals = np.empty((len(tasks), K * G), kind), np.empty((len(tasks), K * G), kind)
+    keys, values = bits(k).reshape(-1), bits(v).reshape(-1)
+    together(threads, _decode, bits(q), keys, values, k.shape[1], table, tasks, counter(), partial, peaks, totals)
+    _merge(slot_starts, partial, peaks, totals, bits(out_BKGH))
     return out_BKGH
 
 
@@ -175,7 +178,7 @@ def _prepared(q, k, v, query_starts, key_starts, keep, bias):  # type: ignore[no
     q, k, v = (np.ascontiguousarray(x) for x in (q, k, v))
     query_starts, key_starts = (np.ascontiguousarray(x, dtype=np.int64) for x in (query_starts, key_starts))
     keep = np.ones(0, dtype=np.bool_) if keep is None else np.ascontiguousarray(keep)
-    bias = np.zeros((0, 0, 0), dtype=q.dtype) if bias is None else np.ascontiguousarray(bias)
+    bias = np.zeros((0, 0, 0), working_dtype(q)) if bias is None else np.ascontiguousarray(bias, dtype=working_dtype(q))
     return q, k, v, query_starts, key_starts, keep, bias
 
 
@@ -188,7 +191,7 @@ def _padded(width, lane):  # type: ignore[no-untyped-def]
 def _pack(k, v, key_starts, block_starts, sequence_of, key_panels, value_panels, counter):  # type: ignore[no-untyped-def]
     """Keys of a block transposed, (H, wide); values as they are, (wide, padded H); zeros past the end."""
     K, H = k.shape[1], k.shape[2]
-    lane = lanes(k)
+    lane = lanes(key_panels)
     wide, Hp = lane * TILE_VECTORS, _padded(H, lane)
     blocks = len(sequence_of)
     while True:
@@ -213,7 +216,7 @@ def _transpose(x, base, head, n, panel, wide):  # type: ignore[no-untyped-def]
     for j in range(n):
         row = x[base + j, head]
         for h in range(H):
-            panel[h * wide + j] = row[h]
+            panel[h * wide + j] = widened(row[h])
 
 
 @njit(cache=True, error_model="numpy")
@@ -224,7 +227,7 @@ def _copy_rows(x, base, head, n, panel, wide, Hp):  # type: ignore[no-untyped-de
     for j in range(n):
         row = x[base + j, head]
         for h in range(H):
-            panel[j * Hp + h] = row[h]
+            panel[j * Hp + h] = widened(row[h])
 
 
 @njit(cache=True, error_model="numpy")
@@ -274,16 +277,15 @@ def _forward(  # type: ignore[no-untyped-def]
     q, key_panels, value_panels, query_starts, key_starts, block_starts, causal, window, keep, bias, tasks, counter, out, lse
 ):
     G, H = q.shape[2], q.shape[3]
-    dtype = q.dtype.type
-    scale = dtype(1 / np.sqrt(H))
-    lane = lanes(q)
+    kind = key_panels.dtype
+    scale, one, zero = kind.type(1 / np.sqrt(H)), kind.type(1), kind.type(0)
+    lane = lanes(key_panels)
     wide, Hp = lane * TILE_VECTORS, _padded(H, lane)
     blocks = block_starts[len(block_starts) - 1]
-    rows_q = np.zeros(BLOCK_ROWS * H, dtype=q.dtype)
-    scores = np.zeros(BLOCK_ROWS * wide, dtype=q.dtype)
-    result = np.zeros(BLOCK_ROWS * Hp, dtype=q.dtype)
-    peak, total = np.zeros(BLOCK_ROWS, dtype=q.dtype), np.zeros(BLOCK_ROWS, dtype=q.dtype)
-    shrink = np.zeros(BLOCK_ROWS, dtype=q.dtype)
+    rows_q = np.zeros(BLOCK_ROWS * H, dtype=kind)
+    scores = np.zeros(BLOCK_ROWS * wide, dtype=kind)
+    result = np.zeros(BLOCK_ROWS * Hp, dtype=kind)
+    peak, total, shrink = np.zeros(BLOCK_ROWS, dtype=kind), np.zeros(BLOCK_ROWS, dtype=kind), np.zeros(BLOCK_ROWS, dtype=kind)
     low, high = np.zeros(BLOCK_ROWS, dtype=np.int64), np.zeros(BLOCK_ROWS, dtype=np.int64)
     while True:
         task = take(counter)
@@ -299,7 +301,7 @@ def _forward(  # type: ignore[no-untyped-def]
             if i < rows:
                 row = q[first_query + (r0 + i) // G, head, (r0 + i) % G]
                 for h in range(H):
-                    rows_q[i * H + h] = row[h] * scale
+                    rows_q[i * H + h] = widened(row[h]) * scale
             else:
                 rows_q[i * H : (i + 1) * H] = 0
         result[: tiled * Hp] = 0
@@ -331,11 +333,11 @@ def _forward(  # type: ignore[no-untyped-def]
                 )
         for i in range(rows):
             u, g = first_query + (r0 + i) // G, (r0 + i) % G
-            inverse = dtype(1) / total[i] if total[i] != 0 else dtype(0)
+            inverse = one / total[i] if total[i] != 0 else zero
             row = result[i * Hp : i * Hp + H]
             target = out[u, head, g]
             for h in range(H):
-                target[h] = row[h] * inverse
+                put(target, h, row[h] * inverse)
             lse[u, head, g] = peak[i] + np.log(total[i])
 
 
@@ -458,22 +460,24 @@ def _merge(slot_starts, partial, peaks, totals, out):  # type: ignore[no-untyped
     """Weigh the parts of each request by their share of the whole sum of exponentials."""
     K, G, H = out.shape[1], out.shape[2], out.shape[3]
     Hp = partial.shape[1] // (K * G)
-    zero = out.dtype.type(0)
+    zero, lowest = partial.dtype.type(0), partial.dtype.type(-np.inf)
+    summed = np.empty(H, dtype=partial.dtype)
     for b in range(len(out)):
         start, end = slot_starts[b], slot_starts[b + 1]
         for row in range(K * G):
-            peak, total = out.dtype.type(-np.inf), zero
+            peak, total = lowest, zero
             for slot in range(start, end):
                 peak = peaks[slot, row] if not peaks[slot, row] <= peak else peak
-            target = out[b, row // G, row % G]
+            summed[:] = 0
             for slot in range(start, end):
                 share = exp_down(peaks[slot, row] - peak) if peak != -np.inf else zero
                 total += share * totals[slot, row]
                 for h in range(H):
-                    target[h] += share * partial[slot, row * Hp + h]
+                    summed[h] += share * partial[slot, row * Hp + h]
             if total != 0:
+                target = out[b, row // G, row % G]
                 for h in range(H):
-                    target[h] /= total
+                    put(target, h, summed[h] / total)
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath=EXACT)
@@ -481,13 +485,13 @@ def _decode(  # type: ignore[no-untyped-def]
     q, k, v, C, table, tasks, counter, partial, peaks, totals
 ):
     K, G, H = q.shape[1], q.shape[2], q.shape[3]
-    lane = lanes(q)
+    kind, lane = partial.dtype, lanes(partial)
     Hp = _padded(H, lane)
-    scale = q.dtype.type(1 / np.sqrt(H))
-    rows_q = np.zeros(K * G * Hp, dtype=q.dtype)
-    scores = np.empty(G * DECODE_KEYS, dtype=q.dtype)
-    gathered = np.zeros(DECODE_KEYS * Hp, dtype=q.dtype)
-    shrink, ones = np.ones(K * G, dtype=q.dtype), np.ones(K * G, dtype=q.dtype)
+    scale = kind.type(1 / np.sqrt(H))
+    rows_q = np.zeros(K * G * Hp, dtype=kind)
+    scores = np.empty(G * DECODE_KEYS, dtype=kind)
+    gathered = np.zeros(DECODE_KEYS * Hp, dtype=kind)
+    shrink, ones = np.ones(K * G, dtype=kind), np.ones(K * G, dtype=kind)
     while True:
         task = take(counter)
         if task >= len(tasks):
@@ -498,7 +502,7 @@ def _decode(  # type: ignore[no-untyped-def]
         for row in range(K * G):
             query = q[b, row // G, row % G]
             for h in range(H):
-                rows_q[row * Hp + h] = query[h] * scale
+                rows_q[row * Hp + h] = widened(query[h]) * scale
         for base in range(start, end, DECODE_KEYS):
             n = min(DECODE_KEYS, end - base)
             for head in range(K):
@@ -524,7 +528,7 @@ def _gather(x, pages, C, K, H, head, s, n, target, Hp):  # type: ignore[no-untyp
     for j in range(n):
         at = ((pages[(s + j) // C] * C + (s + j) % C) * K + head) * H
         for h in range(H):
-            target[j * Hp + h] = x[at + h]
+            target[j * Hp + h] = widened(x[at + h])
 
 
 @njit(cache=True, error_model="numpy")

@@ -6,11 +6,12 @@ import numpy as np
 
 from llmlab.kernels.attention._tiles_numba import CANCELS
 from llmlab.kernels.attention.flash_numba import flash, flash_backward
+from llmlab.kernels.bfloat16 import NUMBA_FLOATS
 from llmlab.kernels.twin import twin
 from llmlab.reference.attention.flash2 import FLASH2, require
 
 
-@twin(FLASH2, backend="numba")
+@twin(FLASH2, backend="numba", dtypes=NUMBA_FLOATS)
 def flash2(
     q_BTKGH: np.ndarray, k_BSKH: np.ndarray, v_BSKH: np.ndarray, *, causal: bool = True, rows: int = 128, block: int = 64
 ) -> tuple[np.ndarray, np.ndarray]:

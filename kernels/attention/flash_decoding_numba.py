@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from llmlab.kernels.attention._tiles_numba import decode
+from llmlab.kernels.bfloat16 import NUMBA_FLOATS
 from llmlab.kernels.twin import twin
 from llmlab.reference.attention.flash_decoding import FLASH_DECODING
 
 
-@twin(FLASH_DECODING, backend="numba")
+@twin(FLASH_DECODING, backend="numba", dtypes=NUMBA_FLOATS)
 def flash_decoding(q_BKGH: np.ndarray, k_BSKH: np.ndarray, v_BSKH: np.ndarray, *, splits: int = 8) -> np.ndarray:
     if splits < 1:
         raise ValueError(f"splits={splits} must be at least 1")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from llmlab.kernels.attention._tiles_numba import CANCELS, backward, even_starts, forward
+from llmlab.kernels.bfloat16 import NUMBA_FLOATS
 from llmlab.kernels.twin import twin
 from llmlab.reference.attention._masked import require_keys
 from llmlab.reference.attention.flash import FLASH
 
 
-@twin(FLASH, backend="numba")
+@twin(FLASH, backend="numba", dtypes=NUMBA_FLOATS)
 def flash(
     q_BTKGH: np.ndarray, k_BSKH: np.ndarray, v_BSKH: np.ndarray, *, causal: bool = True, block: int = 64
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -6,12 +6,13 @@ import numpy as np
 
 from llmlab.kernels.attention._tiles_numba import CANCELS, backward, even_starts, forward
 from llmlab.kernels.attention.flash_decoding_numba import attend_last
+from llmlab.kernels.bfloat16 import NUMBA_FLOATS
 from llmlab.kernels.twin import twin
 from llmlab.reference.attention._masked import require_keys
 from llmlab.reference.attention.gqa import GQA
 
 
-@twin(GQA, backend="numba")
+@twin(GQA, backend="numba", dtypes=NUMBA_FLOATS)
 def gqa(q_BTKGH: np.ndarray, k_BSKH: np.ndarray, v_BSKH: np.ndarray, *, causal: bool = True) -> np.ndarray:
     return attend(q_BTKGH, k_BSKH, v_BSKH, causal=causal)
 

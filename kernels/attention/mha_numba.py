@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from llmlab.kernels.attention._tiles_numba import CANCELS, backward, even_starts, forward
+from llmlab.kernels.bfloat16 import NUMBA_FLOATS
 from llmlab.kernels.twin import twin
 from llmlab.reference.attention._masked import require_keys
 from llmlab.reference.attention.mha import MHA
 
 
-@twin(MHA, backend="numba")
+@twin(MHA, backend="numba", dtypes=NUMBA_FLOATS)
 def mha(
     q_BTNH: np.ndarray,
     k_BSNH: np.ndarray,

@@ -6,11 +6,12 @@ from __future__ import annotations
 import numpy as np
 
 from llmlab.kernels.attention._tiles_numba import decode, forward
+from llmlab.kernels.bfloat16 import NUMBA_FLOATS
 from llmlab.kernels.twin import twin
 from llmlab.reference.attention.paged import PAGED
 
 
-@twin(PAGED, backend="numba")
+@twin(PAGED, backend="numba", dtypes=NUMBA_FLOATS)
 def paged(
     q_UKGH: np.ndarray,
     k_pages_PCKH: np.ndarray,

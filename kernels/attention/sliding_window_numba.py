@@ -6,11 +6,12 @@ import numpy as np
 
 from llmlab.kernels.attention._tiles_numba import CANCELS
 from llmlab.kernels.attention.gqa_numba import attend, attend_backward
+from llmlab.kernels.bfloat16 import NUMBA_FLOATS
 from llmlab.kernels.twin import twin
 from llmlab.reference.attention.sliding_window import SLIDING_WINDOW, WINDOW, require_window
 
 
-@twin(SLIDING_WINDOW, backend="numba")
+@twin(SLIDING_WINDOW, backend="numba", dtypes=NUMBA_FLOATS)
 def sliding_window(q_BTKGH: np.ndarray, k_BSKH: np.ndarray, v_BSKH: np.ndarray, *, window: int = WINDOW) -> np.ndarray:
     require_window(window)
     return attend(q_BTKGH, k_BSKH, v_BSKH, causal=True, window=window)

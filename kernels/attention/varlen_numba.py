@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from llmlab.kernels.attention._tiles_numba import CANCELS, backward, forward
+from llmlab.kernels.bfloat16 import NUMBA_FLOATS
 from llmlab.kernels.twin import twin
 from llmlab.reference.attention.varlen import VARLEN
 
 
-@twin(VARLEN, backend="numba")
+@twin(VARLEN, backend="numba", dtypes=NUMBA_FLOATS)
 def varlen(
     q_UKGH: np.ndarray,
     k_WKH: np.ndarray,

@@ -25,6 +25,7 @@ from llmlab.kernels.numba_math import EXACT, exp_down, row_max, row_sum
 from llmlab.kernels.register_tile import TILE_ROWS, TILE_VECTORS, add_rows, add_tiles, dots, fill_tile, lanes, take
 
 BLOCK_ROWS = 16 * TILE_ROWS
+SOFTMAX_PANELS = 16 // TILE_VECTORS  # keys per step of the online softmax: its sums across lanes take as long as a product
 DECODE_KEYS = 16  # heads lie side by side: few keys at a time let the processor read ahead into the next head
 CANCELS = "dout v' and sum(dout out) nearly cancel where few keys are seen, and are rounded apart (algorithm 4 of flash)"
 
@@ -283,7 +284,8 @@ def _forward(  # type: ignore[no-untyped-def]
     wide, Hp = lane * TILE_VECTORS, _padded(H, lane)
     blocks = block_starts[len(block_starts) - 1]
     rows_q = np.zeros(BLOCK_ROWS * H, dtype=kind)
-    scores = np.zeros(BLOCK_ROWS * wide, dtype=kind)
+    keys = SOFTMAX_PANELS * wide
+    scores = np.zeros(TILE_ROWS * keys, dtype=kind)
     result = np.zeros(BLOCK_ROWS * Hp, dtype=kind)
     peak, total, shrink = np.zeros(BLOCK_ROWS, dtype=kind), np.zeros(BLOCK_ROWS, dtype=kind), np.zeros(BLOCK_ROWS, dtype=kind)
     low, high = np.zeros(BLOCK_ROWS, dtype=np.int64), np.zeros(BLOCK_ROWS, dtype=np.int64)
@@ -306,31 +308,29 @@ def _forward(  # type: ignore[no-untyped-def]
                 rows_q[i * H : (i + 1) * H] = 0
         result[: tiled * Hp] = 0
         peak[:], total[:] = -np.inf, 0
-        for block in range(low[0] // wide, (high[rows - 1] + wide - 1) // wide):
-            base = block * wide
-            panel = head * blocks + block_starts[sequence] + block
+        last_panel = (high[rows - 1] + wide - 1) // wide
+        for first_panel in range(low[0] // wide, last_panel, SOFTMAX_PANELS):
             for i0 in range(0, tiled, TILE_ROWS):
                 last = min(i0 + TILE_ROWS, rows) - 1
-                if base >= high[last] or base + wide <= low[i0]:
+                from_panel = max(first_panel, low[i0] // wide)
+                panels = min(first_panel + SOFTMAX_PANELS, (high[last] + wide - 1) // wide) - from_panel
+                if panels <= 0:
                     continue
-                fill_tile(rows_q, i0 * H, H, 1, key_panels, panel * H * wide, wide, scores, i0 * wide, wide, H)
+                base, n = from_panel * wide, panels * wide
+                panel = head * blocks + block_starts[sequence] + from_panel
+                for p in range(panels):
+                    fill_tile(rows_q, i0 * H, H, 1, key_panels, (panel + p) * H * wide, wide, scores, p * wide, keys, H)
                 for i in range(i0, i0 + TILE_ROWS):
-                    row = scores[i * wide : (i + 1) * wide]
+                    row = scores[(i - i0) * keys : (i - i0) * keys + n]
                     if bias.size or keep.size:
                         t = min((r0 + i) // G, T - 1)
-                        _add_masks(row, base, min(wide, S - base), keep, first_key, bias, head, t)
-                    if low[i] > base or high[i] < base + wide:
-                        row[: max(min(low[i] - base, wide), 0)] = -np.inf
+                        _add_masks(row, base, min(n, S - base), keep, first_key, bias, head, t)
+                    if low[i] > base or high[i] < base + n:
+                        row[: max(min(low[i] - base, n), 0)] = -np.inf
                         row[max(high[i] - base, 0) :] = -np.inf
                     _online_softmax(row, i, peak, total, shrink)
-            for i0 in range(0, tiled, TILE_ROWS):
-                last = min(i0 + TILE_ROWS, rows) - 1
-                if base >= high[last] or base + wide <= low[i0]:
-                    continue
-                depth = min(wide, high[last] - base)
-                add_tiles(
-                    scores, i0 * wide, wide, 1, value_panels, panel * wide * Hp, Hp, result, i0 * Hp, Hp, depth, Hp, shrink, i0
-                )
+                depth = min(n, high[last] - base)
+                add_tiles(scores, 0, keys, 1, value_panels, panel * wide * Hp, Hp, result, i0 * Hp, Hp, depth, Hp, shrink, i0)
         for i in range(rows):
             u, g = first_query + (r0 + i) // G, (r0 + i) % G
             inverse = one / total[i] if total[i] != 0 else zero

@@ -8,6 +8,7 @@ normal_cdf 2e-7 absolute in float32.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
@@ -95,15 +96,61 @@ def _polynomial(coefficients: Any) -> Any:
     return polynomial
 
 
-def _make_exps(dtype: type, degree: int, kept_bits: int) -> tuple[Any, Any]:
-    """Polynomial on |r| <= ln(2)/2, times a power of two; `kept_bits` of ln 2 times any exponent is exact."""
+@dataclass(frozen=True)
+class ExpTerms:
+    """What e**x = 2**octaves times a polynomial in r, |r| <= ln(2)/2, is made of in one dtype.
+
+    Attributes:
+        low, high: results outside are 0 and infinity.
+        per_octave: 1 / ln 2.
+        shift: adding it leaves the nearest whole number in the lowest bits.
+        ln2_high, ln2_low: ln 2 in two parts; the first times any exponent is exact.
+        series: coefficients, highest power first.
+        bias, significand_bits: of the exponent field.
+    """
+
+    low: Any
+    high: Any
+    per_octave: Any
+    shift: Any
+    ln2_high: Any
+    ln2_low: Any
+    series: tuple[float, ...]
+    bias: int
+    significand_bits: int
+
+
+def exp_terms(dtype: type) -> ExpTerms:
+    """The terms for float32 (relative error of the polynomial 3e-9) or float64 (its Taylor series)."""
     info = np.finfo(dtype)
-    low, high = dtype(math.log(2 * float(info.tiny))), dtype(math.log(float(info.max)))
-    per_octave, shift = dtype(1 / math.log(2)), dtype(1.5 * 2.0**info.nmant)
-    ln2_high = math.ldexp(round(math.ldexp(math.log(2), kept_bits)), -kept_bits)
-    ln2_low = dtype(float(Decimal(2).ln() - Decimal(ln2_high)))
-    ln2_high = dtype(ln2_high)
-    series = _polynomial([1 / math.factorial(k) for k in range(degree, -1, -1)])
+    kept_bits = 15 if dtype == np.float32 else 42
+    high = math.ldexp(round(math.ldexp(math.log(2), kept_bits)), -kept_bits)
+    series = _fit_exp(6) if dtype == np.float32 else [1 / math.factorial(k) for k in range(13, -1, -1)]
+    return ExpTerms(
+        low=dtype(math.log(2 * float(info.tiny))),
+        high=dtype(math.log(float(info.max))),
+        per_octave=dtype(1 / math.log(2)),
+        shift=dtype(1.5 * 2.0**info.nmant),
+        ln2_high=dtype(high),
+        ln2_low=dtype(float(Decimal(2).ln() - Decimal(high))),
+        series=tuple(series),
+        bias=int(info.maxexp) - 1,
+        significand_bits=int(info.nmant),
+    )
+
+
+def _fit_exp(degree: int) -> list[float]:
+    """The polynomial through e**r at Chebyshev's points of |r| <= ln(2)/2, highest power first."""
+    r = math.log(2) / 2 * np.cos(np.pi * (np.arange(degree + 1) + 0.5) / (degree + 1))
+    return np.polynomial.Polynomial.fit(r, np.exp(r), degree).convert().coef[::-1].tolist()
+
+
+def _make_exps(dtype: type) -> tuple[Any, Any]:
+    """Polynomial on |r| <= ln(2)/2, times a power of two."""
+    terms = exp_terms(dtype)
+    low, high, per_octave, shift = terms.low, terms.high, terms.per_octave, terms.shift
+    ln2_high, ln2_low = terms.ln2_high, terms.ln2_low
+    series = _polynomial(terms.series)
     zero, one, two, infinity = dtype(0), dtype(1), dtype(2), dtype(np.inf)
 
     @njit(fastmath=EXACT, error_model="numpy", forceinline=True)
@@ -128,8 +175,8 @@ def _make_exps(dtype: type, degree: int, kept_bits: int) -> tuple[Any, Any]:
     return exp_of, exp_down_of
 
 
-_exp32, _exp_down32 = _make_exps(np.float32, 7, 15)
-_exp64, _exp_down64 = _make_exps(np.float64, 13, 42)
+_exp32, _exp_down32 = _make_exps(np.float32)
+_exp64, _exp_down64 = _make_exps(np.float64)
 
 
 def exp(x: Any) -> Any:

@@ -21,8 +21,9 @@ import numpy as np
 from numba import get_num_threads, njit
 
 from llmlab.kernels.bfloat16 import bits, put, widened, working_dtype
-from llmlab.kernels.numba_math import EXACT, exp_down, row_max, row_sum
+from llmlab.kernels.numba_math import EXACT, exp_down
 from llmlab.kernels.register_tile import TILE_ROWS, TILE_VECTORS, add_rows, add_tiles, dots, fill_tile, lanes, take
+from llmlab.kernels.softmax_row import softmax_row, softmax_tile
 
 BLOCK_ROWS = 16 * TILE_ROWS
 SOFTMAX_PANELS = 16 // TILE_VECTORS  # keys per step of the online softmax: its sums across lanes take as long as a product
@@ -231,6 +232,11 @@ def _copy_rows(x, base, head, n, panel, wide, Hp):  # type: ignore[no-untyped-de
             panel[j * Hp + h] = widened(row[h])
 
 
+@njit(inline="always")
+def _panels(keys, wide):  # type: ignore[no-untyped-def]
+    return (keys + wide - 1) // wide
+
+
 @njit(cache=True, error_model="numpy")
 def _limits(r0, rows, T, S, G, causal, window, low, high):  # type: ignore[no-untyped-def]
     """Keys low .. high each row of a block sees; none for the rows that only fill the last tile."""
@@ -259,18 +265,6 @@ def _add_masks(row, base, n, keep, keep_at, bias, head, t):  # type: ignore[no-u
 def _exp_row(row, shift):  # type: ignore[no-untyped-def]
     for j in range(row.size):
         row[j] = exp_down(row[j] - shift)
-
-
-@njit(cache=True, error_model="numpy", fastmath=EXACT)
-def _online_softmax(row, i, peak, total, shrink):  # type: ignore[no-untyped-def]
-    """Turn a row of scores into unnormalised weights; note by how much what was summed before shrinks."""
-    top = row_max(row)
-    new_peak = top if not top <= peak[i] else peak[i]  # a NaN score wins
-    shift = new_peak if new_peak != -np.inf else row.dtype.type(0)
-    shrink[i] = exp_down(peak[i] - shift)
-    _exp_row(row, shift)
-    total[i] = total[i] * shrink[i] + row_sum(row)
-    peak[i] = new_peak
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath=EXACT)
@@ -308,12 +302,11 @@ def _forward(  # type: ignore[no-untyped-def]
                 rows_q[i * H : (i + 1) * H] = 0
         result[: tiled * Hp] = 0
         peak[:], total[:] = -np.inf, 0
-        last_panel = (high[rows - 1] + wide - 1) // wide
-        for first_panel in range(low[0] // wide, last_panel, SOFTMAX_PANELS):
+        for first_panel in range(low[0] // wide, _panels(high[rows - 1], wide), SOFTMAX_PANELS):
             for i0 in range(0, tiled, TILE_ROWS):
                 last = min(i0 + TILE_ROWS, rows) - 1
                 from_panel = max(first_panel, low[i0] // wide)
-                panels = min(first_panel + SOFTMAX_PANELS, (high[last] + wide - 1) // wide) - from_panel
+                panels = min(first_panel + SOFTMAX_PANELS, _panels(high[last], wide)) - from_panel
                 if panels <= 0:
                     continue
                 base, n = from_panel * wide, panels * wide
@@ -328,9 +321,9 @@ def _forward(  # type: ignore[no-untyped-def]
                     if low[i] > base or high[i] < base + n:
                         row[: max(min(low[i] - base, n), 0)] = -np.inf
                         row[max(high[i] - base, 0) :] = -np.inf
-                    _online_softmax(row, i, peak, total, shrink)
-                depth = min(n, high[last] - base)
-                add_tiles(scores, 0, keys, 1, value_panels, panel * wide * Hp, Hp, result, i0 * Hp, Hp, depth, Hp, shrink, i0)
+                softmax_tile(scores, 0, keys, n, peak, total, shrink, i0)
+                at, depth = panel * wide * Hp, min(n, high[last] - base)
+                add_tiles(scores, 0, keys, 1, value_panels, at, Hp, result, i0 * Hp, Hp, depth, Hp, shrink, i0)
         for i in range(rows):
             u, g = first_query + (r0 + i) // G, (r0 + i) % G
             inverse = one / total[i] if total[i] != 0 else zero
@@ -517,9 +510,8 @@ def _decode(  # type: ignore[no-untyped-def]
                         for g in range(G):
                             dots(rows_q, (head * G + g) * Hp, gathered, 0, Hp, Hp, scores, g * DECODE_KEYS + j)
                 for g in range(G):
-                    row = scores[g * DECODE_KEYS : (g + 1) * DECODE_KEYS]
-                    row[n:] = -np.inf
-                    _online_softmax(row, head * G + g, peak, total, shrink)
+                    scores[g * DECODE_KEYS + n : (g + 1) * DECODE_KEYS] = -np.inf
+                    softmax_row(scores, g * DECODE_KEYS, 0, DECODE_KEYS, peak, total, shrink, head * G + g)
                 _add_values(scores, v, table[b], C, K, H, G, head, base, n, gathered, Hp, result, shrink, ones)
 
 

@@ -213,41 +213,52 @@ def make_tile(rows: int, vectors: int, *, scaled: bool) -> Any:
     return tile
 
 
-@intrinsic
-def dots(typing_context, a, a_at, b, b_at, b_row, width, c, c_at):  # type: ignore[no-untyped-def]
-    """c[j] = sum_h a[h] * b[j, h] for as many rows j as a vector has lanes; `width` is a multiple of the lanes.
+def make_dots(sharing: int) -> Any:
+    """Generate `dots(a, a_at, a_row, b, b_at, b_rows, first, width, c, c_at)`, as many products as a vector has lanes.
 
-    b[j, h] lies at b_at + j * b_row + h. The sums of the lanes of all rows are taken together, by halving.
+        c[c_at + j] = sum_h a[a_at + j * a_row + h] b[b_at + b_rows[first + j // sharing] + h]
+
+    for h < width, a multiple of the lanes. Neighbouring rows of a share a row of b, `sharing` of them (all, where there are
+    fewer lanes). The sums of the lanes of all rows are taken together, by halving.
     """
-    if not (_is_float_array(a, c) and a.dtype == c.dtype and _streams(b, a.dtype)):
-        return None
-    word = types.int64
-    signature = types.void(a, word, b, word, word, word, c, word)
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        a_, a_at, b_, b_at, b_row, width, c_, c_at = arguments
-        v = _Vectors(context, builder, a)
-        constant = lambda value: ir.Constant(ir.IntType(64), value)  # noqa: E731
-        a_first = v.pointer(a, a_, a_at)
-        b_rows = [v.pointer(b, b_, builder.add(b_at, builder.mul(b_row, constant(j)))) for j in range(v.lanes)]
+    @intrinsic
+    def dots(typing_context, a, a_at, a_row, b, b_at, b_rows, first, width, c, c_at):  # type: ignore[no-untyped-def]
+        if not (_is_float_array(a, c) and a.dtype == c.dtype and _streams(b, a.dtype)):
+            return None
+        word = types.int64
+        signature = types.void(a, word, word, b, word, b_rows, word, word, c, word)
 
-        def step(k: Any, values: list[Any]) -> list[Any]:
-            h = builder.mul(k, constant(v.lanes))
-            a_value = v.load(v.at(a_first, h))
-            return [v.fma(a_value, v.load_wide(v.at(row, h)), value) for row, value in zip(b_rows, values)]
-
-        sums = v.accumulate(builder.sdiv(width, constant(v.lanes)), [v.zero()] * v.lanes, step)
-        index = ir.VectorType(ir.IntType(32), v.lanes)
-        even, odd = (ir.Constant(index, list(range(first, 2 * v.lanes, 2))) for first in (0, 1))
-        while len(sums) > 1:
-            sums = [
-                builder.fadd(builder.shuffle_vector(x, y, even), builder.shuffle_vector(x, y, odd))
-                for x, y in zip(sums[::2], sums[1::2])
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            a_, a_at, a_row, b_, b_at, b_rows_, first, width, c_, c_at = arguments
+            v = _Vectors(context, builder, a)
+            constant = lambda value: ir.Constant(ir.IntType(64), value)  # noqa: E731
+            shared = min(sharing, v.lanes)
+            a_rows = [v.pointer(a, a_, builder.add(a_at, builder.mul(a_row, constant(j)))) for j in range(v.lanes)]
+            offsets = [
+                builder.load(v.pointer(b_rows, b_rows_, builder.add(first, constant(i)))) for i in range(v.lanes // shared)
             ]
-        v.store(sums[0], v.pointer(c, c_, c_at))
-        return context.get_dummy_value()
+            b_starts = [v.pointer(b, b_, builder.add(b_at, offset)) for offset in offsets]
 
-    return signature, generate
+            def step(k: Any, values: list[Any]) -> list[Any]:
+                h = builder.mul(k, constant(v.lanes))
+                b_values = [v.load_wide(v.at(start, h)) for start in b_starts]
+                return [v.fma(v.load(v.at(a_rows[j], h)), b_values[j // shared], values[j]) for j in range(v.lanes)]
+
+            sums = v.accumulate(builder.sdiv(width, constant(v.lanes)), [v.zero()] * v.lanes, step)
+            index = ir.VectorType(ir.IntType(32), v.lanes)
+            even, odd = (ir.Constant(index, list(range(start, 2 * v.lanes, 2))) for start in (0, 1))
+            while len(sums) > 1:
+                sums = [
+                    builder.fadd(builder.shuffle_vector(x, y, even), builder.shuffle_vector(x, y, odd))
+                    for x, y in zip(sums[::2], sums[1::2])
+                ]
+            v.store(sums[0], v.pointer(c, c_, c_at))
+            return context.get_dummy_value()
+
+        return signature, generate
+
+    return dots
 
 
 @intrinsic

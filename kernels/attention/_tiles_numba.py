@@ -22,12 +22,13 @@ from numba import get_num_threads, njit
 
 from llmlab.kernels.bfloat16 import bits, put, widened, working_dtype
 from llmlab.kernels.numba_math import EXACT, exp_down
-from llmlab.kernels.register_tile import TILE_ROWS, TILE_VECTORS, add_rows, add_tiles, dots, fill_tile, lanes, take
-from llmlab.kernels.softmax_row import softmax_row, softmax_tile
+from llmlab.kernels.register_tile import TILE_ROWS, TILE_VECTORS, add_rows, add_tiles, fill_tile, lanes, make_dots, take
+from llmlab.kernels.softmax_row import softmax_tile
 
 BLOCK_ROWS = 16 * TILE_ROWS
 SOFTMAX_PANELS = 16 // TILE_VECTORS  # keys per step of the online softmax: its sums across lanes take as long as a product
-DECODE_KEYS = 16  # heads lie side by side: few keys at a time let the processor read ahead into the next head
+DECODE_KEYS = 32  # scores of all heads, one key after the other as they lie in memory
+STREAMS = 4  # rows of values read at a time: each result is loaded and stored once for them
 CANCELS = "dout v' and sum(dout out) nearly cancel where few keys are seen, and are rounded apart (algorithm 4 of flash)"
 
 Array = np.ndarray
@@ -120,10 +121,12 @@ def decode(q_BKGH: Array, k_pages_PCKH: Array, v_pages_PCKH: Array, table_BM: Ar
     tasks = np.stack([request, start, np.minimum(start + part, end[request])], axis=1)
     K, G, H = q.shape[1:]
     table, kind = np.ascontiguousarray(table_BM, dtype=np.int64), working_dtype(q)
-    partial = np.empty((len(tasks), K * G * padded_width(H, kind)), kind)
-    peaks, totals = np.empty((len(tasks), K * G), kind), np.empty((len(tasks), K * G), kind)
+    sharing = min(1 << (G - 1).bit_length(), MOST_SHARING)
+    rows = K * (-(-G // sharing) * sharing)  # rows that only fill a group have queries of zeros
+    partial = np.empty((len(tasks), rows * padded_width(H, kind)), kind)
+    peaks, totals = np.empty((len(tasks), rows), kind), np.empty((len(tasks), rows), kind)
     keys, values = bits(k).reshape(-1), bits(v).reshape(-1)
-    together(threads, _decode, bits(q), keys, values, k.shape[1], table, tasks, counter(), partial, peaks, totals)
+    together(threads, _decode, bits(q), keys, values, k.shape[1], sharing, table, tasks, counter(), partial, peaks, totals)
     _merge(slot_starts, partial, peaks, totals, bits(out_BKGH))
     return out_BKGH
 
@@ -452,39 +455,53 @@ def _head_backward(  # type: ignore[no-untyped-def]
 def _merge(slot_starts, partial, peaks, totals, out):  # type: ignore[no-untyped-def]
     """Weigh the parts of each request by their share of the whole sum of exponentials."""
     K, G, H = out.shape[1], out.shape[2], out.shape[3]
-    Hp = partial.shape[1] // (K * G)
+    rows = peaks.shape[1]
+    Hp = partial.shape[1] // rows
     zero, lowest = partial.dtype.type(0), partial.dtype.type(-np.inf)
     summed = np.empty(H, dtype=partial.dtype)
     for b in range(len(out)):
         start, end = slot_starts[b], slot_starts[b + 1]
-        for row in range(K * G):
-            peak, total = lowest, zero
-            for slot in range(start, end):
-                peak = peaks[slot, row] if not peaks[slot, row] <= peak else peak
-            summed[:] = 0
-            for slot in range(start, end):
-                share = exp_down(peaks[slot, row] - peak) if peak != -np.inf else zero
-                total += share * totals[slot, row]
-                for h in range(H):
-                    summed[h] += share * partial[slot, row * Hp + h]
-            if total != 0:
-                target = out[b, row // G, row % G]
-                for h in range(H):
-                    put(target, h, summed[h] / total)
+        for head in range(K):
+            for g in range(G):
+                row = head * (rows // K) + g
+                peak, total = lowest, zero
+                for slot in range(start, end):
+                    peak = peaks[slot, row] if not peaks[slot, row] <= peak else peak
+                summed[:] = 0
+                for slot in range(start, end):
+                    share = exp_down(peaks[slot, row] - peak) if peak != -np.inf else zero
+                    total += share * totals[slot, row]
+                    for h in range(H):
+                        summed[h] += share * partial[slot, row * Hp + h]
+                if total != 0:
+                    target = out[b, head, g]
+                    for h in range(H):
+                        put(target, h, summed[h] / total)
+
+
+_dots1, _dots2, _dots4, _dots8 = (make_dots(sharing) for sharing in (1, 2, 4, 8))
+MOST_SHARING = 8
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath=EXACT)
 def _decode(  # type: ignore[no-untyped-def]
-    q, k, v, C, table, tasks, counter, partial, peaks, totals
+    q, k, v, C, sharing, table, tasks, counter, partial, peaks, totals
 ):
+    """Keys and values pass by once, in the order of memory; all heads of a key are scored before the next key is read."""
     K, G, H = q.shape[1], q.shape[2], q.shape[3]
     kind, lane = partial.dtype, lanes(partial)
-    Hp = _padded(H, lane)
+    rows = peaks.shape[1]
+    Hp, wide_rows = _padded(H, lane), _padded(rows, lane)
+    per_head = rows // K
     scale = kind.type(1 / np.sqrt(H))
-    rows_q = np.zeros(K * G * Hp, dtype=kind)
-    scores = np.empty(G * DECODE_KEYS, dtype=kind)
-    gathered = np.zeros(DECODE_KEYS * Hp, dtype=kind)
-    shrink, ones = np.ones(K * G, dtype=kind), np.ones(K * G, dtype=kind)
+    rows_q = np.zeros(wide_rows * Hp, dtype=kind)
+    scores = np.zeros(DECODE_KEYS * wide_rows, dtype=kind)
+    gathered = np.zeros(STREAMS * K * Hp, dtype=kind)
+    shrink, ones = np.ones(wide_rows, dtype=kind), np.ones(wide_rows, dtype=kind)
+    in_place = Hp == H
+    heads_at = np.empty(wide_rows // min(sharing, lane), dtype=np.int64)  # of the rows that share; the last again for fillers
+    for i in range(len(heads_at)):
+        heads_at[i] = min(i * min(sharing, lane) // per_head, K - 1) * Hp
     while True:
         task = take(counter)
         if task >= len(tasks):
@@ -492,51 +509,86 @@ def _decode(  # type: ignore[no-untyped-def]
         b, start, end = tasks[task, 0], tasks[task, 1], tasks[task, 2]
         result, peak, total = partial[task], peaks[task], totals[task]
         result[:], peak[:], total[:] = 0, -np.inf, 0
-        for row in range(K * G):
-            query = q[b, row // G, row % G]
-            for h in range(H):
-                rows_q[row * Hp + h] = widened(query[h]) * scale
+        for head in range(K):
+            for g in range(G):
+                query, to = q[b, head, g], (head * per_head + g) * Hp
+                for h in range(H):
+                    rows_q[to + h] = widened(query[h]) * scale
         for base in range(start, end, DECODE_KEYS):
             n = min(DECODE_KEYS, end - base)
-            for head in range(K):
-                for j in range(0, n, lane):
-                    s = base + j
-                    if Hp == H and s % C + lane <= C:
-                        at = ((table[b, s // C] * C + s % C) * K + head) * H
-                        for g in range(G):
-                            dots(rows_q, (head * G + g) * Hp, k, at, K * H, H, scores, g * DECODE_KEYS + j)
-                    else:
-                        _gather(k, table[b], C, K, H, head, s, min(lane, end - s), gathered, Hp)
-                        for g in range(G):
-                            dots(rows_q, (head * G + g) * Hp, gathered, 0, Hp, Hp, scores, g * DECODE_KEYS + j)
-                for g in range(G):
-                    scores[g * DECODE_KEYS + n : (g + 1) * DECODE_KEYS] = -np.inf
-                    softmax_row(scores, g * DECODE_KEYS, 0, DECODE_KEYS, peak, total, shrink, head * G + g)
-                _add_values(scores, v, table[b], C, K, H, G, head, base, n, gathered, Hp, result, shrink, ones)
+            for j in range(n):
+                at = ((table[b, (base + j) // C] * C + (base + j) % C) * K) * H
+                if in_place:
+                    _score(rows_q, k, at, heads_at, sharing, Hp, scores, j * wide_rows, wide_rows, lane)
+                else:
+                    _gather(k, at, K, H, gathered, 0, Hp)
+                    _score(rows_q, gathered, 0, heads_at, sharing, Hp, scores, j * wide_rows, wide_rows, lane)
+            _softmax_columns(scores, n, wide_rows, peak, total, shrink)
+            j = 0
+            while j < n:
+                s = base + j
+                run = min(min(STREAMS, n - j), C - s % C)
+                at, factors = ((table[b, s // C] * C + s % C) * K) * H, shrink if j == 0 else ones
+                if in_place:
+                    for head in range(K):
+                        row = head * per_head
+                        add_rows(
+                            G, scores, j * wide_rows + row, 1, wide_rows, v, at + head * H, K * H, result, row * Hp, Hp, run,
+                            Hp, factors, row,
+                        )  # fmt: skip
+                else:
+                    for i in range(run):
+                        _gather(v, at + i * K * H, K, H, gathered, i * K * Hp, Hp)
+                    for head in range(K):
+                        row = head * per_head
+                        add_rows(
+                            G, scores, j * wide_rows + row, 1, wide_rows, gathered, head * Hp, K * Hp, result, row * Hp, Hp,
+                            run, Hp, factors, row,
+                        )  # fmt: skip
+                j += run
 
 
-@njit(cache=True, error_model="numpy")
-def _gather(x, pages, C, K, H, head, s, n, target, Hp):  # type: ignore[no-untyped-def]
+@njit(inline="always")
+def _score(rows_q, k, at, heads_at, sharing, Hp, scores, scores_at, rows, lane):  # type: ignore[no-untyped-def]
+    """Products of one key of every head with the queries that share it, a vector of rows at a time."""
+    per_vector = lane // min(sharing, lane)
+    for r in range(0, rows, lane):
+        first = r // lane * per_vector
+        if sharing == 1:
+            _dots1(rows_q, r * Hp, Hp, k, at, heads_at, first, Hp, scores, scores_at + r)
+        elif sharing == 2:
+            _dots2(rows_q, r * Hp, Hp, k, at, heads_at, first, Hp, scores, scores_at + r)
+        elif sharing == 4:
+            _dots4(rows_q, r * Hp, Hp, k, at, heads_at, first, Hp, scores, scores_at + r)
+        else:
+            _dots8(rows_q, r * Hp, Hp, k, at, heads_at, first, Hp, scores, scores_at + r)
+
+
+@njit(cache=True, error_model="numpy", fastmath=EXACT)
+def _softmax_columns(scores, n, stride, peak, total, shrink):  # type: ignore[no-untyped-def]
+    """One step of the online softmax of every column over n rows; a NaN leaves the peak and makes the total NaN."""
+    columns = len(peak)
+    top = peak.copy()
     for j in range(n):
-        at = ((pages[(s + j) // C] * C + (s + j) % C) * K + head) * H
-        for h in range(H):
-            target[j * Hp + h] = widened(x[at + h])
+        row = scores[j * stride : j * stride + columns]
+        for i in range(columns):
+            top[i] = row[i] if row[i] > top[i] else top[i]
+    for i in range(columns):
+        shift = top[i] if top[i] != -np.inf else peak.dtype.type(0)
+        shrink[i] = exp_down(peak[i] - shift)
+        peak[i] = top[i]
+        total[i] *= shrink[i]
+        top[i] = shift
+    for j in range(n):
+        row = scores[j * stride : j * stride + columns]
+        for i in range(columns):
+            row[i] = exp_down(row[i] - top[i])
+            total[i] += row[i]
 
 
 @njit(cache=True, error_model="numpy")
-def _add_values(  # type: ignore[no-untyped-def]
-    scores, v, pages, C, K, H, G, head, base, n, gathered, Hp, result, shrink, ones
-):
-    first = head * G
-    if Hp != H or C < 4:
-        _gather(v, pages, C, K, H, head, base, n, gathered, Hp)
-        add_rows(G, scores, 0, DECODE_KEYS, 1, gathered, 0, Hp, result, first * Hp, Hp, n, Hp, shrink, first)
-        return
-    j = 0
-    while j < n:
-        s = base + j
-        run = min(n - j, C - s % C)
-        at = ((pages[s // C] * C + s % C) * K + head) * H
-        scale = shrink if j == 0 else ones
-        add_rows(G, scores, j, DECODE_KEYS, 1, v, at, K * H, result, first * Hp, Hp, run, H, scale, first)
-        j += run
+def _gather(x, at, K, H, target, target_at, Hp):  # type: ignore[no-untyped-def]
+    """All heads of one key, each padded to whole vectors."""
+    for head in range(K):
+        for h in range(H):
+            target[target_at + head * Hp + h] = widened(x[at + head * H + h])

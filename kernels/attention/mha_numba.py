@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from llmlab.kernels.attention._tiles_numba import CANCELS, backward, even_starts, forward
+from llmlab.kernels.attention.flash_decoding_numba import attend_last
 from llmlab.kernels.bfloat16 import NUMBA_FLOATS
 from llmlab.kernels.twin import twin
 from llmlab.reference.attention._masked import require_keys
@@ -21,6 +22,8 @@ def mha(
     *,
     causal: bool = False,
 ) -> np.ndarray:
+    if q_BTNH.shape[1] == 1 and k_BSNH.shape[1] and keep_BS is None and bias_NTS is None:
+        return attend_last(q_BTNH[:, 0, :, None], k_BSNH, v_BSNH, 0).reshape(q_BTNH.shape)
     keep_W = None if keep_BS is None else keep_BS.reshape(-1)
     out, _ = forward(*_packed(q_BTNH, k_BSNH, v_BSNH, causal), causal=causal, keep_W=keep_W, bias_KTS=bias_NTS)
     return out.reshape(q_BTNH.shape)

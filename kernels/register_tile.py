@@ -240,12 +240,15 @@ def make_dots(sharing: int) -> Any:
             ]
             b_starts = [v.pointer(b, b_, builder.add(b_at, offset)) for offset in offsets]
 
-            def step(k: Any, values: list[Any]) -> list[Any]:
-                h = builder.mul(k, constant(v.lanes))
-                b_values = [v.load_wide(v.at(start, h)) for start in b_starts]
-                return [v.fma(v.load(v.at(a_rows[j], h)), b_values[j // shared], values[j]) for j in range(v.lanes)]
+            vectors, sums = builder.sdiv(width, constant(v.lanes)), []
+            for i, b_start in enumerate(b_starts):  # one row of b after the other, as they lie in memory
 
-            sums = v.accumulate(builder.sdiv(width, constant(v.lanes)), [v.zero()] * v.lanes, step)
+                def step(k: Any, values: list[Any], i: int = i, b_start: Any = b_start) -> list[Any]:
+                    h = builder.mul(k, constant(v.lanes))
+                    b_value, rows = v.load_wide(v.at(b_start, h)), a_rows[i * shared : (i + 1) * shared]
+                    return [v.fma(v.load(v.at(row, h)), b_value, value) for row, value in zip(rows, values)]
+
+                sums += v.accumulate(vectors, [v.zero()] * shared, step, UNROLLED)
             index = ir.VectorType(ir.IntType(32), v.lanes)
             even, odd = (ir.Constant(index, list(range(start, 2 * v.lanes, 2))) for start in (0, 1))
             while len(sums) > 1:
@@ -274,13 +277,51 @@ def take(typing_context, counter):  # type: ignore[no-untyped-def]
     return types.int64(counter), generate
 
 
+def make_streams(sharing: int, streams: int) -> Any:
+    """Generate `add(a, a_at, a_row, b, b_at, b_row, width, c, c_at, c_row)`: few rows of b from memory, added to cached ones.
+
+        c[r, h] += sum_i a[i, r] b[i, h]        r < sharing, i < streams, h < width, a multiple of the lanes
+
+    a[i, r] lies at a_at + i * a_row + r, b[i, h] at b_at + i * b_row + h, c[r, h] at c_at + r * c_row + h.
+    """
+
+    @intrinsic
+    def add(typing_context, a, a_at, a_row, b, b_at, b_row, width, c, c_at, c_row):  # type: ignore[no-untyped-def]
+        if not (_is_float_array(a, c) and a.dtype == c.dtype and _streams(b, a.dtype)):
+            return None
+        word = types.int64
+        signature = types.void(a, word, word, b, word, word, word, c, word, word)
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            a_, a_at, a_row, b_, b_at, b_row, width, c_, c_at, c_row = arguments
+            v = _Vectors(context, builder, a)
+            constant = lambda value: ir.Constant(ir.IntType(64), value)  # noqa: E731
+            a_rows = [v.pointer(a, a_, builder.add(a_at, builder.mul(a_row, constant(i)))) for i in range(streams)]
+            b_rows = [v.pointer(b, b_, builder.add(b_at, builder.mul(b_row, constant(i)))) for i in range(streams)]
+            c_rows = [v.pointer(c, c_, builder.add(c_at, builder.mul(c_row, constant(r)))) for r in range(sharing)]
+            weights = [[v.spread(v.at(row, constant(r))) for row in a_rows] for r in range(sharing)]
+
+            def step(k: Any, values: list[Any]) -> list[Any]:
+                h = builder.mul(k, constant(v.lanes))
+                b_values = [v.load_wide(v.at(row, h)) for row in b_rows]
+                for r, row in enumerate(c_rows):
+                    value = v.load(v.at(row, h))
+                    for weight, b_value in zip(weights[r], b_values):
+                        value = v.fma(weight, b_value, value)
+                    v.store(value, v.at(row, h))
+                return []
+
+            v.accumulate(builder.sdiv(width, constant(v.lanes)), [], step)
+            return context.get_dummy_value()
+
+        return signature, generate
+
+    return add
+
+
 _fill_wide = make_tile(TILE_ROWS, TILE_VECTORS, scaled=False)
 _add_wide = make_tile(TILE_ROWS, TILE_VECTORS, scaled=True)
 _add_narrow = make_tile(TILE_ROWS, 1, scaled=True)
-_add_rows4 = make_tile(4, TILE_VECTORS, scaled=True)
-_add_rows4_narrow = make_tile(4, 1, scaled=True)
-_add_row = make_tile(1, TILE_VECTORS, scaled=True)
-_add_row_narrow = make_tile(1, 1, scaled=True)
 
 
 @njit(inline="always")
@@ -302,30 +343,3 @@ def add_tiles(  # type: ignore[no-untyped-def]
     while n < columns:
         _add_narrow(a, a_at, a_row, a_depth, b, b_at + n, b_depth, c, c_at + n, c_row, depth, scale, scale_at)
         n += narrow
-
-
-@njit
-def add_rows(  # type: ignore[no-untyped-def]
-    rows, a, a_at, a_row, a_depth, b, b_at, b_depth, c, c_at, c_row, depth, columns, scale, scale_at
-):
-    """The same for any number of rows, few of them: b streams from memory and is read once per four rows."""
-    wide, narrow = TILE_VECTORS * lanes(c), lanes(c)
-    r = 0
-    while r < rows:
-        four = r + 4 <= rows
-        a_r, c_r, s_r = a_at + r * a_row, c_at + r * c_row, scale_at + r
-        n = 0
-        while n < columns:
-            if n + wide <= columns:
-                if four:
-                    _add_rows4(a, a_r, a_row, a_depth, b, b_at + n, b_depth, c, c_r + n, c_row, depth, scale, s_r)
-                else:
-                    _add_row(a, a_r, a_row, a_depth, b, b_at + n, b_depth, c, c_r + n, c_row, depth, scale, s_r)
-                n += wide
-            else:
-                if four:
-                    _add_rows4_narrow(a, a_r, a_row, a_depth, b, b_at + n, b_depth, c, c_r + n, c_row, depth, scale, s_r)
-                else:
-                    _add_row_narrow(a, a_r, a_row, a_depth, b, b_at + n, b_depth, c, c_r + n, c_row, depth, scale, s_r)
-                n += narrow
-        r += 4 if four else 1

@@ -22,8 +22,9 @@ from numba import get_num_threads, njit
 
 from llmlab.kernels.bfloat16 import bits, put, widened, working_dtype
 from llmlab.kernels.numba_math import EXACT, exp_down
-from llmlab.kernels.register_tile import TILE_ROWS, TILE_VECTORS, add_rows, add_tiles, fill_tile, lanes, make_dots, take
+from llmlab.kernels.register_tile import TILE_ROWS, TILE_VECTORS, add_tiles, fill_tile, lanes, make_dots, make_streams, take
 from llmlab.kernels.softmax_row import softmax_tile
+from llmlab.kernels.streaming_stores import LINE_BYTES, fetch
 
 BLOCK_ROWS = 16 * TILE_ROWS
 SOFTMAX_PANELS = 16 // TILE_VECTORS  # keys per step of the online softmax: its sums across lanes take as long as a product
@@ -113,7 +114,7 @@ def decode(q_BKGH: Array, k_pages_PCKH: Array, v_pages_PCKH: Array, table_BM: Ar
     if not out_BKGH.size or not lengths.any():
         return out_BKGH
     threads = worthwhile_threads(int(lengths.sum()) * q[0].size)
-    part = max(int(lengths.sum()) // (8 * threads) // DECODE_KEYS * DECODE_KEYS, 16 * DECODE_KEYS)
+    part = max(int(lengths.sum()) // (8 * threads) // DECODE_KEYS * DECODE_KEYS, 4 * DECODE_KEYS)
     parts_B = -(-lengths // part)
     slot_starts = np.concatenate([[0], np.cumsum(parts_B)])
     request = np.repeat(np.arange(len(q)), parts_B)
@@ -479,8 +480,10 @@ def _merge(slot_starts, partial, peaks, totals, out):  # type: ignore[no-untyped
                         put(target, h, summed[h] / total)
 
 
-_dots1, _dots2, _dots4, _dots8 = (make_dots(sharing) for sharing in (1, 2, 4, 8))
 MOST_SHARING = 8
+_dots1, _dots2, _dots4, _dots8 = (make_dots(sharing) for sharing in (1, 2, 4, 8))
+_add1, _add2, _add4, _add8 = (make_streams(sharing, 1) for sharing in (1, 2, 4, 8))
+_adds1, _adds2, _adds4, _adds8 = (make_streams(sharing, STREAMS) for sharing in (1, 2, 4, 8))
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath=EXACT)
@@ -492,22 +495,21 @@ def _decode(  # type: ignore[no-untyped-def]
     kind, lane = partial.dtype, lanes(partial)
     rows = peaks.shape[1]
     Hp, wide_rows = _padded(H, lane), _padded(rows, lane)
-    per_head = rows // K
+    per_head, per_row = rows // K, min(sharing, lane)
     scale = kind.type(1 / np.sqrt(H))
     rows_q = np.zeros(wide_rows * Hp, dtype=kind)
     scores = np.zeros(DECODE_KEYS * wide_rows, dtype=kind)
     gathered = np.zeros(STREAMS * K * Hp, dtype=kind)
-    shrink, ones = np.ones(wide_rows, dtype=kind), np.ones(wide_rows, dtype=kind)
-    in_place = Hp == H
-    heads_at = np.empty(wide_rows // min(sharing, lane), dtype=np.int64)  # of the rows that share; the last again for fillers
+    shrink = np.ones(wide_rows, dtype=kind)
+    heads_at = np.empty(wide_rows // per_row, dtype=np.int64)  # of the rows that share; the last again for fillers
     for i in range(len(heads_at)):
-        heads_at[i] = min(i * min(sharing, lane) // per_head, K - 1) * Hp
+        heads_at[i] = min(i * per_row // per_head, K - 1) * Hp
     while True:
         task = take(counter)
         if task >= len(tasks):
             return
         b, start, end = tasks[task, 0], tasks[task, 1], tasks[task, 2]
-        result, peak, total = partial[task], peaks[task], totals[task]
+        pages, result, peak, total = table[b], partial[task], peaks[task], totals[task]
         result[:], peak[:], total[:] = 0, -np.inf, 0
         for head in range(K):
             for g in range(G):
@@ -517,43 +519,44 @@ def _decode(  # type: ignore[no-untyped-def]
         for base in range(start, end, DECODE_KEYS):
             n = min(DECODE_KEYS, end - base)
             for j in range(n):
-                at = ((table[b, (base + j) // C] * C + (base + j) % C) * K) * H
-                if in_place:
-                    _score(rows_q, k, at, heads_at, sharing, Hp, scores, j * wide_rows, wide_rows, lane)
+                at = (pages[(base + j) // C] * C + (base + j) % C) * K * H
+                if Hp == H:
+                    _score(rows_q, k, at, K * H, heads_at, sharing, Hp, scores, j * wide_rows, wide_rows, lane)
                 else:
                     _gather(k, at, K, H, gathered, 0, Hp)
-                    _score(rows_q, gathered, 0, heads_at, sharing, Hp, scores, j * wide_rows, wide_rows, lane)
+                    _score(rows_q, gathered, 0, 0, heads_at, sharing, Hp, scores, j * wide_rows, wide_rows, lane)
             _softmax_columns(scores, n, wide_rows, peak, total, shrink)
+            for row in range(rows):
+                factor = shrink[row]
+                for h in range(row * Hp, (row + 1) * Hp):
+                    result[h] *= factor
             j = 0
             while j < n:
                 s = base + j
-                run = min(min(STREAMS, n - j), C - s % C)
-                at, factors = ((table[b, s // C] * C + s % C) * K) * H, shrink if j == 0 else ones
-                if in_place:
-                    for head in range(K):
-                        row = head * per_head
-                        add_rows(
-                            G, scores, j * wide_rows + row, 1, wide_rows, v, at + head * H, K * H, result, row * Hp, Hp, run,
-                            Hp, factors, row,
-                        )  # fmt: skip
+                at, streams = (pages[s // C] * C + s % C) * K * H, STREAMS if min(n - j, C - s % C) >= STREAMS else 1
+                if Hp == H:
+                    _add(scores, j * wide_rows, wide_rows, v, at, K, H, result, per_head, sharing, streams)
                 else:
-                    for i in range(run):
+                    for i in range(streams):
                         _gather(v, at + i * K * H, K, H, gathered, i * K * Hp, Hp)
-                    for head in range(K):
-                        row = head * per_head
-                        add_rows(
-                            G, scores, j * wide_rows + row, 1, wide_rows, gathered, head * Hp, K * Hp, result, row * Hp, Hp,
-                            run, Hp, factors, row,
-                        )  # fmt: skip
-                j += run
+                    _add(scores, j * wide_rows, wide_rows, gathered, 0, K, Hp, result, per_head, sharing, streams)
+                j += streams
 
 
 @njit(inline="always")
-def _score(rows_q, k, at, heads_at, sharing, Hp, scores, scores_at, rows, lane):  # type: ignore[no-untyped-def]
+def _fetch_row(x, at, size):  # type: ignore[no-untyped-def]
+    """Ask for a row before it is needed: the processor's own guesses end with each page."""
+    for i in range(at, at + size, LINE_BYTES // x.itemsize):
+        fetch(x, i)
+
+
+@njit(inline="always")
+def _score(rows_q, k, at, ahead, heads_at, sharing, Hp, scores, scores_at, rows, lane):  # type: ignore[no-untyped-def]
     """Products of one key of every head with the queries that share it, a vector of rows at a time."""
-    per_vector = lane // min(sharing, lane)
+    shared = lane // min(sharing, lane)
     for r in range(0, rows, lane):
-        first = r // lane * per_vector
+        first = r // lane * shared
+        _fetch_row(k, at + 2 * ahead + heads_at[first], shared * Hp)
         if sharing == 1:
             _dots1(rows_q, r * Hp, Hp, k, at, heads_at, first, Hp, scores, scores_at + r)
         elif sharing == 2:
@@ -562,6 +565,35 @@ def _score(rows_q, k, at, heads_at, sharing, Hp, scores, scores_at, rows, lane):
             _dots4(rows_q, r * Hp, Hp, k, at, heads_at, first, Hp, scores, scores_at + r)
         else:
             _dots8(rows_q, r * Hp, Hp, k, at, heads_at, first, Hp, scores, scores_at + r)
+
+
+@njit(inline="always")
+def _add(scores, scores_at, stride, v, at, K, Hp, result, per_head, sharing, streams):  # type: ignore[no-untyped-def]
+    """result += weights times the values of `streams` keys, head after head."""
+    width = K * Hp
+    for head in range(K):
+        b = at + head * Hp
+        for i in range(streams):
+            _fetch_row(v, b + (streams + i) * width, Hp)
+        for row in range(head * per_head, (head + 1) * per_head, sharing):
+            a, c = scores_at + row, row * Hp
+            if streams == 1:
+                if sharing == 1:
+                    _add1(scores, a, stride, v, b, width, Hp, result, c, Hp)
+                elif sharing == 2:
+                    _add2(scores, a, stride, v, b, width, Hp, result, c, Hp)
+                elif sharing == 4:
+                    _add4(scores, a, stride, v, b, width, Hp, result, c, Hp)
+                else:
+                    _add8(scores, a, stride, v, b, width, Hp, result, c, Hp)
+            elif sharing == 1:
+                _adds1(scores, a, stride, v, b, width, Hp, result, c, Hp)
+            elif sharing == 2:
+                _adds2(scores, a, stride, v, b, width, Hp, result, c, Hp)
+            elif sharing == 4:
+                _adds4(scores, a, stride, v, b, width, Hp, result, c, Hp)
+            else:
+                _adds8(scores, a, stride, v, b, width, Hp, result, c, Hp)
 
 
 @njit(cache=True, error_model="numpy", fastmath=EXACT)

@@ -25,8 +25,8 @@ from llmlab.reference.tokenizers.byte_bpe import BYTE_BPE, Vocabulary, encode, p
 OTHER, LETTER, NUMBER, SPACE, NEWLINE = range(5)
 RULES = {GPT2: 0, LLAMA3: 1, QWEN2: 2}
 
-RECENT = 14
-"""Bits of the number of slots for recent pieces: they should stay in the second level of cache."""
+RECENT = 15
+"""Bits of the number of slots for recent pieces: those of one text should stay in the second level of cache."""
 PADDING = bytes(32)
 """After a text, so that looking ahead stays inside."""
 NEVER = 255
@@ -37,21 +37,23 @@ def tokenize(vocabulary: Vocabulary, text: str | bytes) -> list[int]:
     tables = tables_of(vocabulary)
     if vocabulary.pattern not in RULES or vocabulary.before or vocabulary.after or -1 in vocabulary.byte_ids:
         return encode(vocabulary, text, merge_piece=tables.merge)
+    one = isinstance(text, str) and not (vocabulary.special or vocabulary.added or vocabulary.nfc)
     ids: list[int] = []
-    for part in parts(vocabulary, text):
+    for part in [text] if one else parts(vocabulary, text):
         if isinstance(part, int):
             ids.append(part)
             continue
         try:
             data = np.frombuffer(part.encode() + PADDING, np.uint8)
-        except UnicodeEncodeError:  # bytes that are no text, which the rules do not know
-            ids += encode(vocabulary, text=part.encode("utf-8", "surrogateescape"), special=False, merge_piece=tables.merge)
+        except UnicodeEncodeError:  # bytes that are no text, or half a character: the rules do not know them
+            plain = part if isinstance(text, str) else part.encode("utf-8", "surrogateescape")
+            ids += encode(vocabulary, plain, special=False, merge_piece=tables.merge)
             continue
         size, rule = data.size - len(PADDING), RULES[vocabulary.pattern]
-        out = np.empty(size, np.int32)
         lists = (tables.bytes_, *tables.pairs, *tables.words, tables.recent)
-        count = _encode(data, size, rule, least_lengths(rule), classes(), *lists, out)
-        ids += out[:count].tolist()
+        out = np.empty(size, np.int32)
+        count = _encode(data, size, rule, least_lengths(rule), alone(), classes(), *lists, out)
+        ids += tables.numbers.take(out[:count]).tolist()
     return ids
 
 
@@ -65,12 +67,14 @@ class _Tables:
         words: remembered words as another, with their arenas.
         recent: the last piece of up to 16 bytes that fell on each slot, as two numbers; then how many ids it has << 32 | the
             only one, or where they lie among those of the words.
+        numbers: every id as a Python int: taking one from here is quicker than making it.
     """
 
     bytes_: np.ndarray
     pairs: tuple[np.ndarray, np.ndarray, np.ndarray]
     words: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
     recent: np.ndarray
+    numbers: np.ndarray
 
     def merge(self, _: Any, ids: Sequence[int]) -> list[int]:
         """`reference.tokenizers.byte_bpe.merge` over the hash table."""
@@ -90,6 +94,7 @@ def tables_of(vocabulary: Vocabulary) -> _Tables:
             pair_table(vocabulary.pairs),
             word_memory(dict(known)),
             np.zeros((1 << RECENT, 4), np.uint64),
+            np.arange(1 + max(vocabulary.ids.values())).astype(object),
         )
     return _tables[vocabulary]
 
@@ -118,13 +123,23 @@ def least_lengths(rule: int) -> np.ndarray:
     return least
 
 
+@cache
+def alone() -> np.ndarray:
+    """Pairs of bytes whose first is a piece by itself in every pattern: a sign before a space, a line end before a letter."""
+    kinds, found = classes()[:128], np.zeros((256, 256), np.bool_)
+    found[:128, :128] = np.outer(kinds == OTHER, kinds == SPACE) | np.outer(kinds == NEWLINE, kinds == LETTER)
+    return found
+
+
 @njit(cache=True)
-def _encode(data, n, rule, least, kinds, byte_ids, keys, ranks, merged, table, arena, kept_ids, state, recent, out):
+def _encode(data, n, rule, least, alone, kinds, byte_ids, keys, ranks, merged, table, arena, kept_ids, state, recent, out):
     count, place = 0, 0
     while place < n:
         length = _letters_length(data, place)
         if length < least[data[place]] or data[place + length] >= 0x80:  # the rules see every other piece
-            if rule == 0:
+            if alone[data[place], data[place + 1]]:
+                length = 1
+            elif rule == 0:
                 length = _gpt2_end(data, place, n, kinds) - place
             else:
                 length = _llama3_end(data, place, n, kinds, 3 if rule == 1 else 1) - place

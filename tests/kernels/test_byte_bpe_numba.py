@@ -59,6 +59,12 @@ def test_bytes_that_are_no_text_give_the_same_ids(data: bytes) -> None:
     assert tokenize(learned("llama3"), data) == encode(learned("llama3"), data)
 
 
+@pytest.mark.parametrize("special", [{}, {"<|end|>": 1000}])
+def test_half_a_character_becomes_the_replacement_character(special: dict[str, int]) -> None:
+    vocabulary = from_ranks(learned("llama3").ids, pattern=LLAMA3, special=special)
+    assert tokenize(vocabulary, "ka\ud800lo") == encode(vocabulary, "ka\ufffdlo")
+
+
 @pytest.mark.parametrize("length", [LONGEST_KEPT, LONGEST_KEPT + 1, SCANNED, SCANNED + 1, 1000, 30_000])
 @pytest.mark.parametrize("letters", ["k", "ka", "lo mi", " "])
 def test_pieces_of_every_length_class(letters: str, length: int) -> None:

@@ -42,11 +42,11 @@ def rlhf_figure(run: RlhfRun) -> Any:
     axes.set_xlabel("time, s", fontsize=8, color=MUTED)
     axes.spines[["top", "right", "left", "bottom"]].set_visible(False)
     axes.tick_params(labelsize=8, colors=MUTED, length=0)
-    phases = dict.fromkeys(span.phase for span in run.spans)
+    shares = run.to_json()["phase_share"]
     figure.legend(
-        handles=[Patch(color=COLOURS[phase], label=phase) for phase in phases],
+        handles=[Patch(color=COLOURS[phase], label=f"{phase} {share:.1%}") for phase, share in shares.items()],
         loc="outside upper right",
-        ncols=len(phases),
+        ncols=len(shares),
         frameon=False,
         fontsize=8,
     )

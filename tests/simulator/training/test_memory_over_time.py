@@ -86,7 +86,9 @@ def test_memory_is_in_the_trace_and_in_the_picture(tmp_path):
     highest = max(sum(event["args"].values()) for event in counters)
     assert highest == pytest.approx(fullest_of(found).total_bytes.max())
     assert save_memory(fullest_of(found), 85e9, "a step", tmp_path / "step.png").stat().st_size > 1000
-    assert [text.get_text() for text in memory_figure(fullest_of(found), 85e9, "a step").axes[0].texts] == ["device"]
+    axes = memory_figure(fullest_of(found), 85e9, "a step").axes[0]
+    assert [text.get_text() for text in axes.texts] == ["device: 85 GB"]
+    assert axes.get_title(loc="left").startswith(f"a step: {highest / 1e9:.3g} GB at most")
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,11 @@ def test_the_same_seed_gives_the_same_run():
 
 def test_the_picture_has_a_box_per_phase_and_the_trace_too():
     found = run(replace(TWO_POOLS, staleness=1))
-    assert len(rlhf_figure(found).axes[0].collections) == 2 + len(found.spans)
+    figure = rlhf_figure(found)
+    assert len(figure.axes[0].collections) == 2 + len(found.spans)
+    said = [text.get_text().rsplit(" ", 1) for text in figure.legends[0].get_texts()]
+    assert {phase for phase, _ in said} == {span.phase for span in found.spans}
+    assert sum(float(share.rstrip("%")) for _, share in said) == pytest.approx(100, abs=0.3)
     assert sum(event["ph"] == "X" for event in found.trace_events()) == len(found.spans)
     assert tables(found)[1][0] == "Where the time goes"
 

@@ -29,6 +29,7 @@ def state_figure(result: SimulationResult) -> Any:
     if not isinstance(result, FleetResult):
         raise TypeError(f"a {type(result).__name__} holds no states: use simulate_fleet(..., record='states')")
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     series = over_time(result)
     figure = Figure(figsize=(10, 8.6), layout="constrained")
@@ -61,6 +62,7 @@ def state_figure(result: SimulationResult) -> Any:
         axis.grid(alpha=0.3, linewidth=0.6)
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8)
+    replicas.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     power.set_xlabel("seconds since the start")
     requests.set_xlim(0, float(series.edges_s[-1]))
     placed = " + ".join(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +15,15 @@ from llmlab.reference.op import Op
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def _notebook_of(component_id: str) -> str | None:
-    """The first teaching notebook that names the component's import path or id, or None."""
-    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        text = path.read_text()
-        if component_id in text or f"reference.{component_id}" in text:
-            return path.name
-    return None
+def notebook_of(component_id: str, texts: Mapping[str, str]) -> str | None:
+    """The first teaching notebook that names the component's id, alone or in an import, or None."""
+    named = re.compile(rf"(?<!\w){re.escape(component_id)}(?!\w)")
+    return next((name for name, text in texts.items() if named.search(text)), None)
 
 
 def listing() -> list[dict[str, Any]]:
     """One row per component: {id, family, paper, kind, twins, oracle, cost, gradient, notebook}."""
+    texts = {path.name: path.read_text() for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
     return [
         {
             "id": component_id,
@@ -34,7 +34,7 @@ def listing() -> list[dict[str, Any]]:
             "oracle": [entry.library for entry in oracles_of(component)],
             "cost": component.cost is not None,
             "gradient": isinstance(component, Op) and component.backward is not None,
-            "notebook": _notebook_of(component_id),
+            "notebook": notebook_of(component_id, texts),
         }
         for component_id, component in components().items()
     ]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llmlab.harness.listing import listing
+from llmlab.harness.listing import listing, notebook_of
 from llmlab.harness.oracle import oracles_of
 from llmlab.kernels.twin import FLOOR as KERNELS
 from llmlab.kernels.twin import Twin, backends_of, load_kernel, missing, twins_of
@@ -80,6 +80,16 @@ def test_listing_has_a_row_per_component_with_the_promised_keys() -> None:
     rows = listing()
     assert [row["id"] for row in rows] == component_ids()
     assert {"id", "family", "paper", "kind", "twins", "oracle", "cost", "gradient", "notebook"} == set(rows[0])
+
+
+def test_a_notebook_shows_what_it_names_and_not_what_merely_begins_so() -> None:
+    texts = {
+        "01.ipynb": "from llmlab.kernels.models.llama_torch import x",
+        "02.ipynb": "llmlab.reference.models.llama, `positions.rope`",
+    }
+    assert notebook_of("models.llama", texts) == "02.ipynb"
+    assert notebook_of("positions.rope", texts) == "02.ipynb"
+    assert notebook_of("positions.rope_yarn", texts) is None
 
 
 def test_a_new_component_is_found_without_any_edit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -153,7 +153,7 @@ def disagreements() -> list[Section]:
 
 def components_section(rows: Sequence[Section], report: Any) -> Section:
     """The component table, and the speed of the implementations that passed."""
-    from llmlab.harness.timing.bench import best_peer, by_case, remarks_on
+    from llmlab.harness.timing.bench import best_peer, by_case, doubts_on
 
     speeds = []
     for group in by_case(report.records):
@@ -168,7 +168,7 @@ def components_section(rows: Sequence[Section], report: Any) -> Section:
                 "peer": peer_s / record.best_s if peer_s and record.best_s else None,
                 "best": record.best_s,
                 "median": record.median_s,
-                "remarks": "; ".join(remarks_on(record)) if record.correct else record.checked,
+                "remarks": "; ".join(doubts_on(record)) if record.correct else record.checked,
             }
             speeds.append(speed)
     twins = [speed for speed in speeds if speed["backend"] in DRAWN and speed["fraction"]]

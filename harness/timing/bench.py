@@ -260,6 +260,19 @@ def checker_of(op: Op, shape: str, dtype: str, seconds: float) -> Checker:
     return Checker(op, op.shapes[shape], dtype, seconds)
 
 
+@lru_cache(maxsize=1)
+def inputs_of(op: Op, shape: str, dtype: str) -> dict[str, np.ndarray]:
+    """The inputs of one shape and dtype, kept for the implementations that follow; each is given copies."""
+    return timed_inputs(op, op.shapes[shape], dtype)
+
+
+def forget_case() -> None:
+    """Let go of what is kept for the implementations of one shape, and give its memory back."""
+    checker_of.cache_clear()
+    inputs_of.cache_clear()
+    give_back_pages()
+
+
 def run_bench(
     components: Sequence[Component],
     *,
@@ -305,10 +318,9 @@ def run_bench(
             records += new
             if new:
                 keep(new)
-            checker_of.cache_clear()
+            forget_case()
             if peers is not None:
                 peers.rest()
-            give_back_pages()
             if wait_s > 0 and any(record.noisy for record in new):
                 started = time.perf_counter()
                 wait_until_quiet(min(wait_s, LONGEST_WAIT_S))
@@ -443,7 +455,7 @@ def _bench_op(
             found.append(record)
             continue
         if inputs is None:
-            inputs = timed_inputs(op, dims, dtype)
+            inputs = inputs_of(op, shape, dtype)
         arrays = one.arrays(inputs, dtype)
         if one.twin is None and one.label != REFERENCE[Op] and (answered := _result_dtype(one, arrays, options)) != dtype:
             yield Skipped(op.id, shape, dtype, one.label, f"answers in {answered}: no peer of a {dtype} kernel")
@@ -612,10 +624,20 @@ def by_case(found: Sequence[Found]) -> list[list[Found]]:
 
 
 def best_peer(record: Record, group: Sequence[Record]) -> float | None:
-    """Best round of the fastest library implementation beside this one on its device; None if it is itself one, or has none."""
+    """Best round of the fastest library implementation beside this one on its device; None if it is itself one, or has none.
+
+    Libraries count at their best, unlocked included. Only somebody's kernel that computes with torch, and has torch's handicap
+    in this process, is weighed against torch as shipped.
+    """
     if is_peer(record):
         return None
-    return min((one.best_s for one in group if is_peer(one) and one.best_s and one.device == record.device), default=None)
+    handicapped = record.implementation.startswith(BROUGHT)
+    peers = [one for one in group if is_peer(one) and one.device == record.device and not (handicapped and one.unlocked)]
+    return min((one.best_s for one in peers if one.best_s), default=None)
+
+
+BROUGHT = "torch ("
+"""Begins the label of somebody's kernel that computes with torch."""
 
 
 def is_peer(record: Record) -> bool:
@@ -629,7 +651,7 @@ def is_peer_name(label: str) -> bool:
     >>> is_peer_name("torch"), is_peer_name("torch.softmax"), is_peer_name("torch (mine.py)"), is_peer_name("numba")
     (True, True, False, False)
     """
-    return label.startswith("torch") and not label.startswith("torch (")
+    return label.startswith("torch") and not label.startswith(BROUGHT)
 
 
 def name_of(one: Record | Skipped | Change) -> str:
@@ -654,6 +676,9 @@ def _cells(record: Record, fastest: float, peer_s: float | None) -> dict[str, st
     if record.median_s is None or record.best_s is None:
         off = f"error {record.error:.3g} x allowed; " if record.error is not None else ""
         return NOTHING | {"median": "WRONG", "remarks": f"{off}{record.checked}"}
+    remarks = doubts_on(record)
+    if record.checked not in ("timed shape", "is the reference"):
+        remarks.append(f"checked at {record.checked}")
     return NOTHING | {
         "% of limit": f"{100 * record.fraction:.1f}" if record.fraction is not None else "",
         "peer/this": f"{peer_s / record.best_s:.2f}" if peer_s is not None else "",
@@ -661,12 +686,12 @@ def _cells(record: Record, fastest: float, peer_s: float | None) -> dict[str, st
         "median": duration(record.median_s),
         "ratio": f"{record.median_s / fastest:.2f}",
         "bound": record.bound,
-        "remarks": "; ".join(remarks_on(record)),
+        "remarks": "; ".join(remarks),
     }
 
 
-def remarks_on(record: Record) -> list[str]:
-    """What to keep in mind about a timing."""
+def doubts_on(record: Record) -> list[str]:
+    """Why a timing, or its fraction of the limit, may be worth less than it looks."""
     remarks = ["noisy"] if record.noisy else []
     if record.fraction is not None and record.fraction > 1.05:
         remarks.append("above the measured limit: what was measured is too low, or work is skipped")
@@ -674,8 +699,6 @@ def remarks_on(record: Record) -> list[str]:
         remarks.append(f"{'memory' if record.bound == 'memory' else 'arithmetic'} drifted by {record.drift:.0%}")
     if record.moved_bytes and record.page_faults * 4096 > 0.05 * record.moved_bytes:
         remarks.append(f"{record.page_faults:.0f} page faults a call")
-    if record.checked not in ("timed shape", "is the reference"):
-        remarks.append(f"checked at {record.checked}")
     return remarks
 
 

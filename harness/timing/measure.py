@@ -143,7 +143,7 @@ def measure(
             before = minor_faults()
             round_s, fresh = timer(call, calls, clock), minor_faults() - before
             spent = clock() - started
-            if fresh > FEW_FAULTS * calls and retaken < RETAKEN and spent < 4 * budget_s:
+            if fresh > FEW_FAULTS * calls and retaken < RETAKEN and spent < max(4 * budget_s, 1.0):
                 retaken += 1
                 continue
             rounds_s.append(round_s)

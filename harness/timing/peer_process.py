@@ -150,7 +150,7 @@ def _open(pipe: IO[str] | None) -> IO[str]:
 
 def answers(requests: Iterable[str]) -> Iterator[dict[str, Any]]:
     """The child's side: a greeting with its code paths, then one answer per request."""
-    from llmlab.harness.timing.measure import give_back_pages, warm_allocator
+    from llmlab.harness.timing.measure import warm_allocator
 
     yield {"code_paths": dict(describe().code_paths)}
     with warm_allocator():
@@ -160,7 +160,6 @@ def answers(requests: Iterable[str]) -> Iterator[dict[str, Any]]:
                 yield _DOING[request["do"]](request)
             except Exception as error:  # the next request may be fine
                 yield {"error": f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200] if str(error) else ''}"}
-            give_back_pages()
 
 
 def _bench(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -179,7 +178,7 @@ def _bench(request: Mapping[str, Any]) -> dict[str, Any]:
 def _rest(request: Mapping[str, Any]) -> dict[str, Any]:
     from llmlab.harness.timing import bench
 
-    bench.checker_of.cache_clear()
+    bench.forget_case()
     return {}
 
 

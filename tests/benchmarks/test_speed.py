@@ -70,7 +70,7 @@ def pages():
 
     with bench.warm_allocator():
         yield
-    bench.checker_of.cache_clear()
+    bench.forget_case()
 
 
 @pytest.mark.filterwarnings("ignore:Benchmark fixture was not used")  # a wrong kernel is not timed

@@ -36,9 +36,9 @@ def bring(monkeypatch):
 @pytest.fixture(autouse=True)
 def fresh():
     """No exact result of another test is kept."""
-    bench.checker_of.cache_clear()
+    bench.forget_case()
     yield
-    bench.checker_of.cache_clear()
+    bench.forget_case()
 
 
 @pytest.fixture
@@ -343,6 +343,14 @@ def test_a_kernel_is_weighed_against_the_best_of_shipped_and_unlocked_peers():
     assert list(rows)[:2] == ["torch (unlocked)", "torch.softmax (unlocked)"]
     alone = {row["implementation"]: row for row in bench.table(run_beside([]))}
     assert alone["numba"]["peer/this"] == "1.00"
+
+
+@torch_on_the_processor
+@pytest.mark.usefixtures("small")
+def test_somebodys_torch_kernel_is_weighed_against_torch_as_shipped(bring):
+    registry.register(Twin(SOFTMAX, "torch", lambda x, *, axis=-1: x.softmax(axis), ("float32",), source="mine.py"))
+    rows = {row["implementation"]: row for row in bench.table(run_beside([], peers=Peers()))}
+    assert (rows["torch (mine.py)"]["peer/this"], rows["numba"]["peer/this"]) == ("1.00", "0.25")
 
 
 @torch_on_the_processor

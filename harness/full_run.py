@@ -163,6 +163,7 @@ def components_section(rows: Sequence[Section], report: Any) -> Section:
                 "op": record.component,
                 "shape": record.shape,
                 "dtype": record.dtype,
+                "case": ", ".join(filter(None, (record.shape, record.dtype))),
                 "backend": record.label if record.correct else f"{record.label} (wrong)",
                 "fraction": record.fraction,
                 "peer": peer_s / record.best_s if peer_s and record.best_s else None,

@@ -57,7 +57,8 @@ def example() -> dict[str, Any]:
                 ],
                 "speeds": [
                     {
-                        "op": "attention.gqa", "shape": "llama-3-8b decode 4k", "dtype": "float32", "backend": backend,
+                        "op": "attention.gqa", "shape": "llama-3-8b decode 4k", "dtype": "float32",
+                        "case": "llama-3-8b decode 4k, float32", "backend": backend,
                         "fraction": 0.9 / ratio, "peer": peer, "best": 0.002 * ratio, "median": 0.0021 * ratio, "remarks": "",
                     }
                     for backend, ratio, peer in (

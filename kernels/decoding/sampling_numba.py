@@ -1,18 +1,22 @@
-"""Sampling on CPU cores: rows in parallel; truncations bisect for their threshold and sort only the last few candidates."""
+"""Sampling on CPU cores: rows in parallel; truncations close in on their threshold and sort only the last few candidates."""
 
 from __future__ import annotations
 
 import numpy as np
 from numba import get_num_threads, njit, prange
 
-from llmlab.kernels.numba_math import SUMMED, exp_down, maximum, row_max, row_sum
+from llmlab.kernels.numba_math import SUMMED, exp_down, row_max, row_sum
 from llmlab.kernels.twin import twin
 from llmlab.reference.decoding.sampling import SAMPLING, require_options
 
-FEW = 64
+CUTS = 3
+"""Thresholds that are tried at once: a row is longer than the first-level cache, a stretch of it is not."""
+FEW = 128
 """Candidates left for sorting."""
+BLOCK = 128
+"""Scores looked at together for candidates."""
 STRETCH = 1024
-"""Probabilities summed at once on the way to the token drawn."""
+"""Probabilities summed in their own precision."""
 
 
 @twin(SAMPLING, backend="numba")
@@ -40,59 +44,58 @@ def sampling(
 
 @njit(parallel=True, error_model="numpy", cache=True)
 def _rows(logits_BV, uniform_B, temperature, top_k, shares, threads, p_BV, token_B):
-    parts = min(threads, len(logits_BV))
+    B, V = logits_BV.shape
+    parts = min(threads, B)
     for part in prange(parts):
-        x, key = np.empty_like(logits_BV[0]), np.empty_like(logits_BV[0])  # fresh memory costs more than a pass over it
-        for b in range(len(logits_BV) * part // parts, len(logits_BV) * (part + 1) // parts):
-            token_B[b] = _row(logits_BV[b], uniform_B[b], temperature, top_k, shares, p_BV[b], x, key)
+        x = np.empty(V if temperature != 1 else 0, logits_BV.dtype)  # fresh memory costs more than a pass over it
+        for b in range(B * part // parts, B * (part + 1) // parts):
+            logits, uniform, p = logits_BV[b], uniform_B[b], p_BV[b]
+            if temperature != 1:
+                for v in range(V):
+                    x[v] = logits[v] / temperature
+                token_B[b] = _row(x, uniform, top_k, shares, p)
+            else:
+                token_B[b] = _row(logits, uniform, top_k, shares, p)
 
 
-@njit(error_model="numpy", cache=True)
-def _row(logits, uniform, temperature, top_k, shares, p, x, key):
+@njit(error_model="numpy")
+def _row(x, uniform, top_k, shares, p):
+    """Write the probabilities of one row of logits and draw from them; until the end they are not divided by their sum."""
     top_p, min_p, typical_p, epsilon, eta = shares
-    V = logits.size
-    for v in range(V):
-        x[v] = logits[v] / temperature
-        key[v] = -x[v]
-    if 0 < top_k < V:
-        _drop_above(x, key, _threshold(key, p, float(top_k), True))
-    total = _softmax(x, p)
+    total = _weigh(x, p)
     if not total > 0:  # no distribution: NaN, or all -inf
         return -1
+    if 0 < top_k < x.size:
+        total = _keep(p, x, _threshold(x, p, float(top_k), True))
     if top_p < 1:
-        threshold = _threshold(key, p, top_p, False)  # what was dropped before has no probability, so its key may stay
-        if min_p > 0 or typical_p < 1 or epsilon > 0 or eta > 0:
-            _drop_above(x, key, threshold)
-        _keep_up_to(p, key, threshold)
+        total = _keep(p, x, _threshold(x, p, top_p * total, False))
     if min_p > 0:
-        _drop_below(x, p, p.dtype.type(min_p) * row_max(p), False)
-        _softmax(x, p)
+        total = _keep_likely(p, min_p * row_max(p))
     if typical_p < 1:
-        distance = _distance(p)
-        _drop_above(x, distance, _threshold(distance, p, typical_p, False))
-        _softmax(x, p)
+        nearness = _nearness(p, total)
+        total = _keep(p, nearness, _threshold(nearness, p, typical_p * total, False))
     if epsilon > 0:
-        _drop_below(x, p, p.dtype.type(epsilon), True)
-        _softmax(x, p)
+        total = _keep_likely(p, min(epsilon * total, row_max(p)))
     if eta > 0:
-        floor = min(eta, np.sqrt(eta) * np.exp(-_entropy(p)))
-        _drop_below(x, p, p.dtype.type(floor), True)
-        _softmax(x, p)
-    return _draw(p, uniform)
+        floor = min(eta, np.sqrt(eta) * np.exp(-_entropy(p, total)))
+        total = _keep_likely(p, min(floor * total, row_max(p)))
+    token = _draw(p, uniform * total)
+    scale = p.dtype.type(1.0 / total)
+    for v in range(p.size):
+        p[v] *= scale
+    return token
 
 
 @njit(fastmath=SUMMED, error_model="numpy")
-def _softmax(x, p):
-    """Write the softmax of x to p; return its denominator: 0 for a row that is all -inf, NaN for one that has a NaN or +inf."""
-    top = row_max(x)
-    total = p.dtype.type(0)
+def _weigh(x, p):
+    """Write exp(x - max x) to p; return the sum: 0 for a row that is all -inf, NaN (in p too) for one with a NaN or +inf."""
+    top, whole = row_max(x), 0.0
     if top == -np.inf:
-        p[:] = total
-        return total
+        p[:] = p.dtype.type(0)
+        return whole
     if not top < np.inf:
         p[:] = np.nan
-        return p.dtype.type(np.nan)
-    whole = 0.0
+        return np.nan
     for first in range(0, x.size, STRETCH):  # one float32 sum over 128,000 terms would lose 5 bits
         some_x, some_p = x[first : first + STRETCH], p[first : first + STRETCH]
         part = p.dtype.type(0)
@@ -101,147 +104,137 @@ def _softmax(x, p):
             some_p[v] = weight
             part += weight
         whole += part
-    total = p.dtype.type(whole)
-    scale = p.dtype.type(1) / total
-    for v in range(x.size):
-        p[v] *= scale
-    return total
+    return whole
 
 
 @njit(fastmath=SUMMED, error_model="numpy")
-def _row_min(row):
-    least = row.dtype.type(-np.inf)
-    for v in range(row.size):
-        least = maximum(least, -row[v])
-    return -least
-
-
-@njit(fastmath=SUMMED, error_model="numpy")
-def _reached(key, p, threshold):
-    """How much probability, and how many keys, lie at or below the threshold."""
-    mass, count = 0.0, 0
-    nothing = p.dtype.type(0)
-    for first in range(0, key.size, STRETCH):  # in the row's own precision within a stretch: twice as many lanes
-        some_key, some_p = key[first : first + STRETCH], p[first : first + STRETCH]
-        part, few = nothing, np.int32(0)
-        for v in range(some_key.size):
-            below = some_key[v] <= threshold
-            part += some_p[v] if below else nothing
-            few += np.int32(1) if below else np.int32(0)
-        mass += part
-        count += few
-    return mass, count
-
-
-@njit(error_model="numpy")
-def _threshold(key, p, wanted, counting):
-    """The smallest key at or below which `wanted` is reached, infinity where it never is."""
-    low = _row_min(key)
-    mass, low_count = _reached(key, p, low)
-    below = float(low_count) if counting else mass
-    if below >= wanted:
-        return low
-    high, high_count, width = low, low_count, 1.0
-    while True:  # widen until reached(low) < wanted <= reached(high)
-        high = key.dtype.type(float(low) + width)
-        if not high < np.inf:
-            return key.dtype.type(np.inf)
-        mass, high_count = _reached(key, p, high)
-        reached = float(high_count) if counting else mass
-        if reached >= wanted:
-            break
-        low, low_count, below, width = high, high_count, reached, 4 * width
-    base, base_count = 0.0, 0  # what lies below the candidates looked at, once they are few enough to copy
-    while high_count - low_count > FEW:
-        if 8 * (high_count - low_count) < key.size:
-            key, p = _between(key, p, low, high, high_count - low_count)
-            base, base_count = below, low_count
-        middle = key.dtype.type(0.5 * (float(low) + float(high)))
-        if not low < middle < high:
-            break
-        mass, count = _reached(key, p, middle)
-        count += base_count
-        reached = float(count) if counting else base + mass
-        if reached >= wanted:
-            high, high_count = middle, count
-        else:
-            low, low_count, below = middle, count, reached
-    key, p = _between(key, p, low, high, high_count - low_count)
-    for i in np.argsort(key):
-        below += 1.0 if counting else p[i]
-        if below >= wanted:
-            return key[i]
-    return high
-
-
-@njit(error_model="numpy")
-def _between(key, p, low, high, count):
-    """Copies of the keys in (low, high] and their probabilities."""
-    keys, weights = np.empty(count, key.dtype), np.empty(count, p.dtype)
-    place = 0
-    for v in range(key.size):
-        if low < key[v] <= high:
-            keys[place], weights[place] = key[v], p[v]
-            place += 1
-    return keys, weights
-
-
-@njit(error_model="numpy")
-def _drop_above(x, key, threshold):
-    for v in range(x.size):
-        x[v] = -np.inf if key[v] > threshold else x[v]
-
-
-@njit(fastmath=SUMMED, error_model="numpy")
-def _keep_up_to(p, key, threshold):
-    """Renormalize the probabilities of keys up to the threshold, the others gone."""
-    whole, nothing = 0.0, p.dtype.type(0)
+def _keep(p, score, threshold):
+    """Leave only the probabilities whose scores reach the threshold; return their sum."""
+    whole, kind = 0.0, p.dtype.type
     for first in range(0, p.size, STRETCH):
-        some_key, some_p = key[first : first + STRETCH], p[first : first + STRETCH]
-        part = nothing
+        some_score, some_p = score[first : first + STRETCH], p[first : first + STRETCH]
+        part = kind(0)
         for v in range(some_p.size):
-            kept = some_p[v] if some_key[v] <= threshold else nothing
+            kept = some_p[v] * kind(some_score[v] >= threshold)
             some_p[v] = kept
             part += kept
         whole += part
-    scale = p.dtype.type(1.0 / whole)
-    for v in range(p.size):
-        p[v] *= scale
+    return whole
+
+
+@njit(fastmath=SUMMED, error_model="numpy")
+def _keep_likely(p, floor):
+    """`_keep` where the scores are the probabilities: one array, so that the loop is vector code."""
+    whole, kind = 0.0, p.dtype.type
+    least = kind(floor)
+    for first in range(0, p.size, STRETCH):
+        some_p = p[first : first + STRETCH]
+        part = kind(0)
+        for v in range(some_p.size):
+            kept = some_p[v] * kind(some_p[v] >= least)
+            some_p[v] = kept
+            part += kept
+        whole += part
+    return whole
+
+
+@njit(fastmath=SUMMED, error_model="numpy")
+def _reached(score, p, at, masses, counts):
+    """Write how much probability, and how many scores, lie at or above each of `at`: several for one read from memory."""
+    masses[:], counts[:] = 0.0, 0
+    kind = p.dtype.type
+    for first in range(0, score.size, STRETCH):
+        some_score, some_p = score[first : first + STRETCH], p[first : first + STRETCH]
+        for i in range(at.size):
+            least, part, few = at[i], kind(0), kind(0)  # both in the row's own precision: one number of lanes
+            for v in range(some_score.size):
+                above = kind(some_score[v] >= least)  # 0 or 1: branches would not become vector code
+                part += above * some_p[v]
+                few += above
+            masses[i] += part
+            counts[i] += np.int64(few)
 
 
 @njit(error_model="numpy")
-def _drop_below(x, p, floor, keep_largest):
-    top = row_max(x) if keep_largest else np.inf
-    for v in range(x.size):
-        if p[v] < floor and x[v] < top:
-            x[v] = -np.inf
+def _threshold(score, p, wanted, counting):
+    """The largest score from which on up `wanted` is reached, in probability or in tokens; -inf where it never is."""
+    at, masses, counts = np.empty(CUTS, score.dtype), np.empty(CUTS), np.empty(CUTS, np.int64)
+    top, width = float(row_max(score)), 0.0
+    low, high = score.dtype.type(-np.inf), score.dtype.type(np.inf)
+    above, few_above, few_below = 0.0, 0, score.size  # reached(high) = above < wanted <= reached(low)
+    while low == -np.inf or few_below - few_above > FEW:
+        if low == -np.inf:  # widen: from the largest score itself down by 1, 3, 7, ...
+            for i in range(CUTS):
+                at[i] = top - width
+                width = 2 * width + 1
+        else:
+            for i in range(CUTS):
+                at[i] = float(high) + (float(low) - float(high)) * ((i + 1) / (CUTS + 1))
+            if not low < at[CUTS // 2] < high:
+                return low  # they are neighbours
+        _reached(score, p, at, masses, counts)
+        for i in range(CUTS):
+            reached = float(counts[i]) if counting else masses[i]
+            if reached >= wanted:
+                low, few_below = at[i], counts[i]
+                break
+            high, above, few_above = at[i], reached, counts[i]
+        if low == -np.inf and (few_above == score.size or at[CUTS - 1] == -np.inf):
+            return low
+    scores, weights = _between(score, p, low, high, few_below - few_above)
+    for i in np.argsort(-scores):
+        above += 1.0 if counting else weights[i]
+        if above >= wanted:
+            return scores[i]
+    return low
+
+
+@njit(fastmath=SUMMED, error_model="numpy")
+def _any_between(score, low, high):
+    kind = score.dtype.type
+    few = kind(0)
+    for v in range(score.size):
+        few += kind((score[v] >= low) & (score[v] < high))
+    return few > 0
 
 
 @njit(error_model="numpy")
-def _entropy(p):
+def _between(score, p, low, high, count):
+    """Copies of the few scores in [low, high) and of their probabilities; most blocks have none."""
+    scores, weights = np.empty(count, score.dtype), np.empty(count, p.dtype)
+    place = 0
+    for first in range(0, score.size, BLOCK):
+        if _any_between(score[first : first + BLOCK], low, high):
+            for v in range(first, min(first + BLOCK, score.size)):
+                if low <= score[v] < high:
+                    scores[place], weights[place] = score[v], p[v]
+                    place += 1
+    return scores, weights
+
+
+@njit(error_model="numpy")
+def _entropy(p, total):
     entropy = 0.0
     for v in range(p.size):
         if p[v] > 0:
             entropy -= p[v] * np.log(p[v])
-    return entropy
+    return entropy / total + np.log(total)
 
 
 @njit(error_model="numpy")
-def _distance(p):
-    entropy = p.dtype.type(_entropy(p))
-    distance = np.empty_like(p)
+def _nearness(p, total):
+    """How near each surprisal is to the entropy, as a number that is 0 at most."""
+    middle = p.dtype.type(_entropy(p, total) - np.log(total))
+    nearness = np.empty_like(p)
     for v in range(p.size):
-        distance[v] = abs(-np.log(p[v]) - entropy)
-    return distance
+        nearness[v] = -abs(np.log(p[v]) + middle)
+    return nearness
 
 
 @njit(error_model="numpy")
-def _draw(p, uniform):
-    """The first token whose cumulative probability exceeds uniform: whole stretches first, then inside one."""
-    total = 0.0
-    for first in range(0, p.size, STRETCH):
-        total += row_sum(p[first : first + STRETCH])
-    wanted, reached, first = uniform * total, 0.0, 0
+def _draw(p, wanted):
+    """The first token whose cumulative probability exceeds `wanted`: whole stretches first, then inside one."""
+    reached, first = 0.0, 0
     while first + STRETCH < p.size:
         stretch = row_sum(p[first : first + STRETCH])
         if reached + stretch > wanted:

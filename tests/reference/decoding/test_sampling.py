@@ -124,7 +124,8 @@ def test_twins_agree_on_a_whole_vocabulary(twin) -> None:  # type: ignore[no-unt
     logits_BV = (3 * rng.standard_normal((4, 20_000))).astype(np.float16).astype(np.float64)
     logits_BV[3] *= 1e-3  # nearly flat: thousands of tokens are needed to reach any share
     uniform_B = rng.random(4)
-    for options in SAMPLING.options:
+    without_the_likeliest = {"typical_p": 0.2, "epsilon": 0.5}
+    for options in (*SAMPLING.options, without_the_likeliest, {"top_k": 1}, {"top_p": 0.0}):
         expected_BV, expected_B = sampling(logits_BV, uniform_B, **options)  # type: ignore[arg-type]
         given = (logits_BV, uniform_B)
         if twin.backend == "torch":

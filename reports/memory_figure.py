@@ -42,8 +42,9 @@ def memory_figure(series: RankSeries, hbm_bytes: float, title: str) -> Any:
     axes.set_ylabel("GB on the fullest rank", fontsize=8, color=MUTED)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8, colors=MUTED)
-    legend = axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, reverse=True, fontsize=8)
-    legend.set_title("GB then", {"size": 8})
+    axes.legend(
+        loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, reverse=True, fontsize=8, title="GB then", title_fontsize=8
+    )
     return figure
 
 

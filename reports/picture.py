@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from llmlab.reference.errors import InputError
 from llmlab.reference.files import check_ending, write_atomic
 
 INK, MUTED, IDLE = "#1f2328", "#6b7280", "#eef0f3"
@@ -42,7 +41,4 @@ def write_picture(draw: Callable[[], Any], path: str | Path) -> Path:
     whole = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "llmlab", "svg.fonttype": "none"}):
         draw().savefig(whole, format=path.suffix[1:], dpi=DOTS_PER_INCH, metadata=UNDATED[path.suffix])
-    try:
-        return write_atomic(path, whole.getvalue())
-    except OSError as error:
-        raise InputError(path, "file name", path.name, error.strerror or "cannot be written") from None
+    return write_atomic(path, whole.getvalue())

@@ -80,17 +80,12 @@ def run_files(
     else:
         kept: Literal["requests", "steps"] = "steps" if trace else "requests"
         result = simulate(site, load, seed=seed, record=kept, path=cast(Loop, loop), stream=stream, progress=progress)
-    try:
-        if out_requests is not None:
-            result.write_requests(out_requests)
-        if trace is not None:
-            result.write_trace(trace)
-        if out_bench is not None:
-            write_bench_result(result, out_bench, objective)
-    except OSError as error:
-        raise InputError(
-            error.filename or "output", "file", str(out_requests or trace or out_bench), error.strerror or "not written"
-        ) from None
+    if out_requests is not None:
+        result.write_requests(out_requests)
+    if trace is not None:
+        result.write_trace(trace)
+    if out_bench is not None:
+        write_bench_result(result, out_bench, objective)
     return result, objective
 
 

@@ -91,10 +91,7 @@ class Fit:
         path = Path(path)
         if path.suffix not in (".yaml", ".yml"):
             raise InputError(path, "out", path.name, "must end in .yaml or .yml")
-        try:
-            write_atomic(path, self.text())
-        except OSError as error:
-            raise InputError(path, "file", path.name, error.strerror or "cannot be written") from None
+        write_atomic(path, self.text())
 
 
 def flat(content: dict[str, Any], prefix: str = "") -> dict[str, float | None]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +19,7 @@ from llmlab.reference.errors import InputError
 from llmlab.reference.op import Component, Op, Procedure
 
 SEEDS = 3
+"""Inputs drawn per check, options and dtype: enough to find a wrong kernel; `--seeds` draws more."""
 
 
 def choose(ids: Sequence[str] | None) -> list[Component]:
@@ -67,34 +70,34 @@ def bring(kernel: str, op_id: str | None, backend: str | None) -> Twin:
         raise InputError("option", "--kernel", kernel, str(error)) from None
 
 
-def checks_of(component: Component, backends: Sequence[str], only: Twin | None = None) -> Iterator[Verdict]:
+def checks_of(component: Component, backends: Sequence[str], only: Twin | None = None, seeds: int = SEEDS) -> Iterator[Verdict]:
     """Run the checks of one component; a twin's verdicts come per dtype, worst case over seeds and options."""
     if only is None:
         for oracle in oracles_of(component):
             if not oracle.missing():
-                yield _worst(_oracle_verdicts(component, oracle))
+                yield _worst(_oracle_verdicts(component, oracle, seeds))
     if isinstance(component, Procedure):
-        yield from _procedure_twins(component, backends)
+        yield from _procedure_twins(component, backends, seeds)
         return
     if only is None:
         if component.backward is not None:
             yield _worst(
                 parity.check_gradient(component, _dims(component, seed), seed, options)
-                for seed in range(SEEDS)
+                for seed in range(seeds)
                 for options in component.options
             )
-        yield _worst(parity.check_cost(component, _dims(component, seed)) for seed in range(SEEDS))
+        yield _worst(parity.check_cost(component, _dims(component, seed)) for seed in range(seeds))
     for twin in [only] if only else twins_of(component, backends):
         if parity.cannot_run(twin):
             continue
         for dtype in parity.testable_dtypes(twin):
             if twin.of == "reference":
-                worst = _worst(_forward_verdicts(component, twin, dtype))
+                worst = _worst(_forward_verdicts(component, twin, dtype, seeds))
                 yield replace(worst, check="parity") if worst.passed else worst
             if component.backward is not None and only is None and (twin.of == "backward" or twin.backend == "torch"):
                 yield _worst(
                     parity.check_backward(component, twin, _dims(component, seed), dtype, seed, options)
-                    for seed in range(SEEDS)
+                    for seed in range(seeds)
                     for options in component.options
                 )
 
@@ -103,24 +106,25 @@ def _dims(op: Op, seed: int) -> dict[str, int]:
     return parity.draw_dims(op, np.random.default_rng(seed))
 
 
-def _forward_verdicts(op: Op, twin: Twin, dtype: str) -> Iterator[Verdict]:
-    for seed in range(1 if twin.backend == "triton" else SEEDS):
+def _forward_verdicts(op: Op, twin: Twin, dtype: str, seeds: int) -> Iterator[Verdict]:
+    interpreted = twin.backend == "triton" and parity.device_of("triton") == "cpu"
+    for seed in range(-(-seeds // SEEDS) if interpreted else seeds):
         for options in op.options:
             yield parity.check_twin(op, twin, _dims(op, seed), dtype, seed, options)
         yield parity.check_twin(op, twin, _dims(op, seed), dtype, seed, op.options[0], views=True)
     yield parity.check_twin(op, twin, parity.smallest_dims(op), dtype, 0, op.options[0])
 
 
-def _oracle_verdicts(component: Component, oracle: Any) -> Iterator[Verdict]:
-    for seed in range(SEEDS):
+def _oracle_verdicts(component: Component, oracle: Any, seeds: int) -> Iterator[Verdict]:
+    for seed in range(seeds):
         for options in component.options if isinstance(component, Op) else (None,):
             yield parity.check_oracle(component, oracle, seed, options=options)
 
 
-def _procedure_twins(component: Procedure, backends: Sequence[str]) -> Iterator[Verdict]:
+def _procedure_twins(component: Procedure, backends: Sequence[str], seeds: int) -> Iterator[Verdict]:
     for twin in twins_of(component, backends):
         if not parity.cannot_run(twin):
-            yield _worst(parity.check_procedure_twin(component, twin, seed) for seed in range(SEEDS))
+            yield _worst(parity.check_procedure_twin(component, twin, seed) for seed in range(seeds))
 
 
 def _worst(verdicts: Iterator[Verdict]) -> Verdict:
@@ -140,14 +144,48 @@ def run_checks(
     backends: Sequence[str] | None = None,
     *,
     only: Twin | None = None,
+    seeds: int = SEEDS,
+    jobs: int = 1,
     progress: Callable[[str, int, int], None] = lambda name, done, total: None,
 ) -> list[Verdict]:
-    """Check the chosen components; `progress(name, done, total)` is called before each."""
+    """Check the chosen components, sorted by id; `progress(name, done, total)` is called before or after each.
+
+    Args:
+        ids: components or families; all when none are given.
+        backends: only these.
+        only: check this twin alone.
+        seeds: inputs drawn per check; a third as many for kernels that are interpreted.
+        jobs: processes that share the components; the verdicts are the same for any number.
+        progress: called as components are done.
+
+    Raises:
+        InputError: an unknown component or backend.
+    """
     chosen = [only.component] if only else choose(ids)
     wanted = choose_backends(backends)
-    verdicts: list[Verdict] = []
-    for done, component in enumerate(chosen):
-        progress(component.id, done, len(chosen))
-        verdicts += checks_of(component, wanted, only)
-    progress("", len(chosen), len(chosen))
-    return verdicts
+    if only or min(jobs, len(chosen)) <= 1:
+        verdicts: list[Verdict] = []
+        for done, component in enumerate(chosen):
+            progress(component.id, done, len(chosen))
+            verdicts += checks_of(component, wanted, only, seeds)
+        progress("", len(chosen), len(chosen))
+        return verdicts
+    found: dict[str, list[Verdict]] = {}
+    with ProcessPoolExecutor(min(jobs, len(chosen)), multiprocessing.get_context("spawn"), _alone) as pool:
+        tasks = {pool.submit(_checks_of_id, component.id, wanted, seeds): component.id for component in chosen}
+        for done, task in enumerate(as_completed(tasks)):
+            found[tasks[task]] = task.result()
+            progress(tasks[task], done + 1, len(chosen))
+    return [verdict for component in chosen for verdict in found[component.id]]
+
+
+def _alone() -> None:
+    """Each of several processes computes on one thread where it can be told to."""
+    if not missing("torch"):
+        import torch
+
+        torch.set_num_threads(1)
+
+
+def _checks_of_id(component_id: str, backends: Sequence[str], seeds: int) -> list[Verdict]:
+    return list(checks_of(components()[component_id], backends, seeds=seeds))

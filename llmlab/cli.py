@@ -129,21 +129,26 @@ def check_command(
     backend: Backends = None,
     kernel: OwnKernel = None,
     op: ImplementedOp = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Inputs drawn per check; 25 is the full budget of properties.")] = 3,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Processes; one per processor if not given, one on a GPU.")] = None,
     json_output: Json = False,
 ) -> None:
     """Check components: oracles, parity in every dtype, gradients, layouts, cost laws. Exit code 1 if any check fails."""
     import importlib.util
 
+    processes = jobs or os.cpu_count() or 1
     if importlib.util.find_spec("torch") is not None:
         import torch
 
-        if not torch.cuda.is_available():
+        if torch.cuda.is_available():
+            processes = jobs or 1
+        else:
             os.environ.setdefault("TRITON_INTERPRET", "1")
     from llmlab.harness.check import bring, run_checks
 
     only = bring(kernel, op, backend[0] if backend and len(backend) == 1 else None) if kernel else None
     with progress_bar("checking") as advance:
-        verdicts = run_checks(ids, backend, only=only, progress=advance)
+        verdicts = run_checks(ids, backend, only=only, seeds=seeds, jobs=processes, progress=advance)
     rows = [verdict.as_row() for verdict in verdicts]
     failed = [verdict for verdict in verdicts if not verdict.passed]
     if json_output:

@@ -76,3 +76,13 @@ def test_the_module_runs_as_a_program() -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
+
+
+def test_checks_are_the_same_for_any_number_of_processes() -> None:
+    from llmlab.harness.check import run_checks
+
+    chosen, seen = ["layers.softmax", "positions.alibi"], []
+    shared = run_checks(chosen, ["numba"], seeds=2, jobs=2, progress=lambda name, done, total: seen.append((name, done, total)))
+    assert shared == run_checks(chosen, ["numba"], seeds=2)
+    assert sorted(name for name, _, _ in seen) == chosen
+    assert [done for _, done, _ in seen] == [1, 2]

@@ -1,6 +1,7 @@
 """GGUF, the file of llama.cpp (ggml-org/ggml, docs/gguf.md): metadata, names and tensors in one.
 
-Read here are the Llama family (Llama, Mistral, Qwen2, Qwen3) in F32, F16, BF16 and Q8_0. There the rotation of Llama pairs
+Read here are the Llama family (Llama, Mistral, Qwen2, Qwen3) in F32, F16, BF16 and Q8_0; every other block format (Q4_0 ..
+Q6_K, IQ.., MXFP4) is unpacked by the package gguf, ggml's own, where it is installed. There the rotation of Llama pairs
 neighbours (2r, 2r + 1), so the rows of its q and k are permuted to the half-split pairs of Hugging Face's files.
 """
 
@@ -127,7 +128,7 @@ def _collected(count: int, one: Callable[[], tuple[str, Any]]) -> dict[str, Any]
 def _tensor(path: Path, name: str, place: tuple[int, tuple[int, ...], int], data: np.ndarray) -> np.ndarray:
     kind, shape, offset = place
     if kind not in _FORMATS:
-        raise InputError(path, name, kind, f"is none of the formats {', '.join(known for known, _, _ in _FORMATS.values())}")
+        return _unpacked_by_gguf(path, name, place, data)
     label, block, dtype = _FORMATS[kind]
     size = math.prod(shape) // block * dtype.itemsize
     if math.prod(shape) % block or offset + size > data.size:
@@ -138,6 +139,27 @@ def _tensor(path: Path, name: str, place: tuple[int, tuple[int, ...], int], data
     if label == "Q8_0":
         array = array["scale"].astype(np.float32)[:, None] * array["codes"]
     return array.reshape(shape)
+
+
+def _unpacked_by_gguf(path: Path, name: str, place: tuple[int, tuple[int, ...], int], data: np.ndarray) -> np.ndarray:
+    kind, shape, offset = place
+    try:
+        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+        from gguf.quants import dequantize
+    except ImportError:
+        raise InputError(path, name, kind, "is a block format that needs the package gguf") from None
+    try:
+        label = GGMLQuantizationType(kind)
+        block, block_bytes = GGML_QUANT_SIZES[label]
+    except (ValueError, KeyError):
+        raise InputError(path, name, kind, "is no tensor format of ggml") from None
+    if shape[-1] % block or offset + math.prod(shape) // block * block_bytes > data.size:
+        raise InputError(path, name, shape, f"does not lie in the file as {label.name}")
+    packed = data[offset : offset + math.prod(shape) // block * block_bytes].reshape(*shape[:-1], -1)
+    try:
+        return np.asarray(dequantize(packed, label), dtype=np.float32).reshape(shape)
+    except NotImplementedError:
+        raise InputError(path, name, label.name, "cannot be unpacked by this version of gguf") from None
 
 
 def _config(path: Path, facts: Mapping[str, Any], stored: Mapping[str, np.ndarray]) -> ModelConfig:

@@ -13,7 +13,7 @@ from llmlab.reference.errors import InputError
 from llmlab.reference.models._architecture import architectures
 from llmlab.reference.models._blocks import decoder, drawn, forward
 from llmlab.reference.models._config import ModelConfig
-from llmlab.reference.models._gguf import load_gguf
+from llmlab.reference.models._gguf import _tensor, load_gguf
 from llmlab.reference.models._weights import load_checkpoint, load_safetensors, random_weights
 
 IDS = np.arange(6)[None]
@@ -109,7 +109,12 @@ def write(config: ModelConfig, weights: dict[str, np.ndarray], path: Path, kind:
             stored = stored.reshape(-1, 2, config.head_dim // 2, *stored.shape[1:]).swapaxes(1, 2).reshape(stored.shape)
         if stored.ndim > 1 and kind != "F32":
             quantized = gguf.GGMLQuantizationType[kind]
-            stored = gguf.quants.quantize(stored, quantized)
+            if kind.endswith("_K"):  # the library unpacks these and does not pack them: any bytes with finite scales will do
+                block, block_bytes = gguf.GGML_QUANT_SIZES[quantized]
+                width = stored.shape[1] // block * block_bytes
+                stored = np.random.default_rng(len(key)).integers(0, 60, (len(stored), width), dtype=np.uint8)
+            else:
+                stored = gguf.quants.quantize(stored, quantized)
             writer.add_tensor(names.get_name(key, (".weight", ".bias")), stored, raw_dtype=quantized)
         else:
             writer.add_tensor(names.get_name(key, (".weight", ".bias")), stored)
@@ -132,16 +137,23 @@ def test_gguf_gives_back_the_model_it_was_written_from(name: str, tmp_path: Path
     )
 
 
-@pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0"])
+@pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0", "Q4_0", "Q5_1", "Q2_K", "Q4_K", "Q6_K"])
 def test_gguf_formats_are_those_of_the_library(kind: str, tmp_path: Path) -> None:
     gguf = pytest.importorskip("gguf", reason="needs gguf")
-    config = replace(VARIANTS["qwen2"].tiny_config("qwen2"), hidden_size=32, intermediate_size=64, head_dim=8)
+    config = replace(VARIANTS["qwen2"].tiny_config("qwen2"), hidden_size=256, intermediate_size=512, head_dim=64)
     write(config, random_weights(config, np.random.default_rng(0), 0.2), tmp_path / "tiny.gguf", kind)
     _, read = load_gguf(tmp_path / "tiny.gguf")
     for tensor in gguf.GGUFReader(tmp_path / "tiny.gguf").tensors:
         theirs = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
         ours = [array for array in read.values() if array.shape == theirs.shape and np.array_equal(array, theirs)]
         assert ours, tensor.name
+
+
+def test_an_unknown_gguf_format_and_a_row_cut_short_are_one_clear_line() -> None:
+    with pytest.raises(InputError, match="no tensor format"):
+        _tensor(Path("x.gguf"), "blk.0.attn_q.weight", (999, (4, 256), 0), np.zeros(4096, np.uint8))
+    with pytest.raises(InputError, match="Q4_K"):
+        _tensor(Path("x.gguf"), "blk.0.attn_q.weight", (12, (4, 256), 4000), np.zeros(4096, np.uint8))
 
 
 @pytest.mark.parametrize("cut", [0, 3, 20, 200, -40])

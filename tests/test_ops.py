@@ -224,3 +224,11 @@ def test_tolerance_follows_the_dtype() -> None:
         for dtype in ("float64", "float32", "bfloat16")
     ]
     assert limits[0] < 1e-14 < limits[1] < 1e-6 < limits[2] < 0.1
+
+
+def test_where_terms_cancel_float64_is_allowed_what_the_last_places_of_its_inputs_change() -> None:
+    terms = np.array([1.0, 1e-10, -1.0])
+    _, (cancelled,) = exact_and_allowed(np.sum, [terms], "float64", {})
+    assert 8 * np.spacing(1e-10) < np.spacing(1.0) / 4 < cancelled <= 16 * np.spacing(1.0)
+    _, (added,) = exact_and_allowed(np.sum, [np.abs(terms)], "float64", {})
+    assert added <= 8 * np.spacing(2.0)

@@ -3,7 +3,8 @@
 The memory bandwidth of a shared machine drifts (17 to 33 GB/s within an hour were seen on a virtual machine of 2 cores), so
 a fraction of what it reached minutes ago says little. `Beside` measures for some tens of milliseconds before and after the
 implementations of a case. The better of both is the machine's limit there, and their distance tells how much it drifted
-meanwhile. Nobody shares a GPU's memory: its peaks are those measured once, as is arithmetic in dtypes without a loop here.
+meanwhile. Nobody shares a GPU's memory: its peaks are those measured once. Narrow floats have no loop here: their arithmetic
+is the peak of the libraries' products, or float32's where that is more, for they can be widened.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ from llmlab.harness.timing.peaks import CPU_WORKING_SETS, numba_works
 
 DRIFTED = 0.15
 """Rates before and after a case that differ by more than this make its fraction of the limit doubtful."""
+
+LOOPS = ("float64", "float32")
+"""Dtypes of the loop of fused multiply-adds."""
 
 PROBE_S = 0.02
 """Each loop is repeated for about this long, and at least twice after a first call."""
@@ -89,7 +93,7 @@ class Measured:
     """Measures now, and once more at `after`.
 
     Args:
-        peaks: of the same device; their arithmetic counts where this dtype has no loop.
+        peaks: of the same device; their arithmetic counts in a dtype that has no loop.
         moved_bytes: bytes of the work that is timed in between.
         dtype: its dtype.
     """
@@ -101,9 +105,10 @@ class Measured:
     def now(self) -> Rates:
         """What the loops reach at this moment."""
         bandwidth = max(best_rate(call, amount, clock=self.clock) for call, amount in streams(self.moved_bytes))
-        call, amount = arithmetic(self.dtype)
-        reached = best_rate(call, amount, clock=self.clock) if call is not None else self.peaks.flops[self.dtype]
-        return Rates(bandwidth, reached)
+        call, amount = arithmetic(self.dtype if self.dtype == "float64" else "float32")
+        reached = best_rate(call, amount, clock=self.clock) if call is not None else 0.0
+        known = self.peaks.flops[self.dtype] if call is None or self.dtype not in LOOPS else 0.0
+        return Rates(bandwidth, max(reached, known))
 
     def after(self) -> Reached:
         """The better of before and now."""
@@ -161,8 +166,8 @@ def streams(moved_bytes: float) -> list[tuple[Call, float]]:
 
 
 def arithmetic(dtype: str) -> tuple[Call | None, float]:
-    """(call, FLOPs it does) of fused multiply-adds in registers; None for a dtype without such a loop."""
-    if dtype not in ("float32", "float64") or not numba_works():
+    """(call, FLOPs it does) of fused multiply-adds in registers; None without a compiler."""
+    if not numba_works():
         return None, 0.0
     from llmlab.harness.timing import loops
 

@@ -53,10 +53,15 @@ def test_drift_is_of_the_rate_that_sets_the_limit():
     assert reached.drift(flops=1000.0, moved_bytes=1.0) == 0.1
 
 
-def test_where_no_loop_computes_in_a_dtype_its_peak_counts(monkeypatch):
-    monkeypatch.setattr(beside, "streams", lambda moved_bytes: [(lambda: None, 1.0)])
-    assert beside.arithmetic("bfloat16") == (None, 0.0)
-    assert Measured(PEAKS, 1e6, "bfloat16").after().rates.arithmetic == 4e12
+@pytest.mark.parametrize(
+    ("dtype", "flops", "expected"), [("bfloat16", 1.0, 4e12), ("bfloat16", 8e12, 8e12), ("float32", 8.0, 8.0)]
+)
+def test_a_narrow_dtype_has_its_products_peak_or_float32s(monkeypatch, dtype, flops, expected):
+    clock, asked = Clock(1.0), []
+    monkeypatch.setattr(beside, "streams", lambda moved_bytes: [(clock.call, 1.0)])
+    monkeypatch.setattr(beside, "arithmetic", lambda dtype: (asked.append(dtype), (clock.call, flops))[1])
+    assert Measured(PEAKS, 1e6, dtype, clock=clock).after().rates.arithmetic == expected
+    assert set(asked) == {"float32"}
 
 
 def test_a_gpus_peaks_are_those_measured_once():

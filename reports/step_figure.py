@@ -20,7 +20,8 @@ def step_figure(timeline: StepTimeline) -> Any:
     from matplotlib.patches import Patch
 
     plan = timeline.step.plan
-    rows = [(replica, stage) for replica in range(plan.dp) for stage in range(plan.pp)][:MOST_ROWS]
+    replicas = plan.dp if timeline.replicas_differ else 1
+    rows = [(replica, stage) for replica in range(replicas) for stage in range(plan.pp)][:MOST_ROWS]
     number = {row: place for place, row in enumerate(rows)}
     unit, name = (1e9, "s") if timeline.makespan_ns >= 1e10 else (1e6, "ms")
     figure = Figure(figsize=(13.0, 0.32 * len(rows) + 1.3), layout="constrained")
@@ -39,12 +40,14 @@ def step_figure(timeline: StepTimeline) -> Any:
     for kind, shapes in boxes.items():
         axes.add_collection(PolyCollection(shapes, facecolors=KINDS[kind], edgecolors="white", linewidths=0.1 if many else 0.5))
     axes.set(xlim=(0, timeline.makespan_ns / unit), ylim=(len(rows) - 0.5, -0.5), yticks=range(len(rows)))
-    axes.set_yticklabels([f"replica {replica}, stage {stage}" if plan.dp > 1 else f"stage {stage}" for replica, stage in rows])
+    axes.set_yticklabels([f"replica {replica}, stage {stage}" if replicas > 1 else f"stage {stage}" for replica, stage in rows])
     wide = plan.tp * plan.cp
-    shown = f"first {len(rows)} of {plan.dp * plan.pp}" if plan.dp * plan.pp > len(rows) else f"all {len(rows)}"
+    drawn = replicas * plan.pp
+    shown = f"first {len(rows)} of {drawn} stages" if drawn > len(rows) else f"all {len(rows)} stages"
+    shown += f" of one of {plan.dp} equal replicas" if replicas < plan.dp else ""
     each = f", {wide} ranks each" if wide > 1 else ""
     axes.set_title(
-        f"one step on {plan.gpus} devices: {timeline.makespan_ns / 1e9:.4g} s ({shown} stages{each})",
+        f"one step on {plan.gpus} devices: {timeline.makespan_ns / 1e9:.4g} s ({shown}{each})",
         loc="left",
         fontsize=9.5,
         color=INK,

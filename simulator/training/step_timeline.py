@@ -71,6 +71,11 @@ class StepTimeline:
         b = self.step.breakdown
         return self.pipeline_ns + sum(round(1e9 * part) for part in (b.data_s, b.optimizer_s, b.constant_s))
 
+    @cached_property
+    def replicas_differ(self) -> bool:
+        """Whether some replica does something at another time than the first (equal ones share their pipeline)."""
+        return any(pipeline is not self.pipelines[0] for pipeline in self.pipelines)
+
     def ranks(self, replica: int, stage: int) -> list[int]:
         """Numbers of the ranks of a stage of a replica, as Megatron-LM gives them."""
         plan = self.step.plan

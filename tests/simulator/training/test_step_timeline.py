@@ -78,9 +78,14 @@ def test_every_rank_has_its_tracks_in_the_trace(tmp_path):
 
 
 def test_the_picture_has_a_row_per_stage_and_a_colour_per_kind(tmp_path):
-    axes = step_figure(step_timeline(step_of())).axes[0]
-    assert len(axes.get_yticklabels()) == 8
-    assert len(axes.collections) == 8 + 6
+    step = step_of()
+    alike = step_figure(step_timeline(step)).axes[0]
+    assert len(alike.get_yticklabels()) == 4
+    assert len(alike.collections) == 4 + 6
+    assert "all 4 stages of one of 2 equal replicas" in alike.get_title(loc="left")
+    unlike = step_figure(step_timeline(step, first_step_factors(step, Variation(slow_ranks={3: 1.3}), seed=5))).axes[0]
+    assert len(unlike.get_yticklabels()) == 8
+    assert len(unlike.collections) == 8 + 6
     assert save_step(step_timeline(step_of(pp=1)), tmp_path / "a.png").stat().st_size > 1000
 
 

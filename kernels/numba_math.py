@@ -58,16 +58,14 @@ def nearest(typing_context: Any, x: Any) -> Any:
 
 @intrinsic
 def power_of_two(typing_context: Any, shifted: Any) -> Any:
-    """2**n for a float that holds n + 1.5 * 2**(significand bits), by moving its lowest bits to the exponent."""
+    """2**n for a float that holds 1.5 * 2**(significand bits) + bias + n, by moving its lowest bits to the exponent."""
     if not isinstance(shifted, types.Float):
         return None
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         kind = arguments[0].type
-        single = isinstance(kind, ir.FloatType)
-        integer, bias, shift = (ir.IntType(32), 127, 23) if single else (ir.IntType(64), 1023, 52)
-        exponent = builder.add(builder.bitcast(arguments[0], integer), ir.Constant(integer, bias))
-        return builder.bitcast(builder.shl(exponent, ir.Constant(integer, shift)), kind)
+        integer, bits = (ir.IntType(32), 23) if isinstance(kind, ir.FloatType) else (ir.IntType(64), 52)
+        return builder.bitcast(builder.shl(builder.bitcast(arguments[0], integer), ir.Constant(integer, bits)), kind)
 
     return shifted(shifted), generate
 
@@ -148,7 +146,7 @@ def _fit_exp(degree: int) -> list[float]:
 def _make_exps(dtype: type) -> tuple[Any, Any]:
     """Polynomial on |r| <= ln(2)/2, times a power of two."""
     terms = exp_terms(dtype)
-    low, high, per_octave, shift = terms.low, terms.high, terms.per_octave, terms.shift
+    low, high, per_octave, shift = terms.low, terms.high, terms.per_octave, terms.shift + dtype(terms.bias)
     ln2_high, ln2_low = terms.ln2_high, terms.ln2_low
     series = _polynomial(terms.series)
     zero, one, two, infinity = dtype(0), dtype(1), dtype(2), dtype(np.inf)
@@ -165,12 +163,11 @@ def _make_exps(dtype: type) -> tuple[Any, Any]:
 
     @njit(fastmath=EXACT, error_model="numpy", forceinline=True)
     def exp_down_of(x):  # type: ignore[no-untyped-def]
-        inside = low if x < low else x
-        shifted = inside * per_octave + shift
+        shifted = x * per_octave + shift
         octaves = shifted - shift
-        r = (inside - octaves * ln2_high) - octaves * ln2_low
+        r = (x - octaves * ln2_high) - octaves * ln2_low
         value = series(r) * power_of_two(shifted)
-        return zero if x < low else value
+        return zero if x < low else value  # whatever comes out below `low`
 
     return exp_of, exp_down_of
 

@@ -6,8 +6,8 @@ How measurements lie on shared machines, and what is done here:
   is given `out=` here, and nobody pays for fresh pages: `warm_allocator` makes glibc keep freed pages in the process (no
   mmap, no trimming), `reserve_pages` touches enough of them right before each implementation, warm-up goes on until calls
   fault no more, a round that still faults (an output that moved within the heap) is taken again, and page faults per call are
-  recorded so that the rest is visible. Measured with outputs of 134 MB, 32,768 pages: torch's softmax and rms_norm fault 0
-  times a call, under 0.01 % of the bytes they move; so they have the buffers that `out=` would give them. Outside Python the
+  recorded so that the rest is visible. Measured with outputs of 134 MB, 32,768 pages: torch's softmax and rms_norm fault 0 to
+  3 times a call, under 0.01 % of the bytes they move; so they have the buffers that `out=` would give them. Outside Python the
   same setting is GLIBC_TUNABLES=glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184.
 - Neighbours destroy medians long before they destroy the best round. Both are kept; `watch` measures how much of the
   machine others used meanwhile, and a timing taken then is marked noisy.

@@ -29,6 +29,7 @@ def _vector_bytes() -> int:
 
 VECTOR_BYTES = _vector_bytes()
 TILE_ROWS = 6
+VECTORS_PER_FETCH = max(1, 64 // VECTOR_BYTES)  # a line of float32; of bfloat16 every second fetch asks again
 UNROLLED = 4  # products per turn of a tile's loop: a loop of 64 turns ends in a mispredicted branch, one of 16 does not
 TILE_VECTORS = 2 if VECTOR_BYTES == 32 else 4  # AVX2 has 16 registers, AVX-512 and Neon have 32
 
@@ -102,6 +103,14 @@ class _Vectors:
     def load(self, pointer: Any) -> Any:
         return self.builder.load(self.builder.bitcast(pointer, self.vector.as_pointer()), align=self.align)
 
+    def fetch(self, pointer: Any) -> None:
+        """Ask for the line of a place, which may lie outside the array, to come to the second-level cache."""
+        word, byte = ir.IntType(32), ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
+        prefetch = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0")
+        to_read, second_level, data_cache = (ir.Constant(word, value) for value in (0, 2, 1))
+        self.builder.call(prefetch, [self.builder.bitcast(pointer, byte), to_read, second_level, data_cache])
+
     def store(self, value: Any, pointer: Any) -> None:
         self.builder.store(value, self.builder.bitcast(pointer, self.vector.as_pointer()), align=self.align)
 
@@ -124,7 +133,10 @@ class _Vectors:
         return ir.Constant(self.vector, [0.0] * self.lanes)
 
     def accumulate(self, depth: Any, start: list[Any], step: Any, unrolled: int = 1) -> list[Any]:
-        """Run `values = step(k, values)` for k in range(depth), the values held in registers."""
+        """Run `values = step(k, values, turn)` for k in range(depth), the values held in registers.
+
+        `turn` is k's place among the `unrolled` steps of one turn of the loop, 0 in the steps left over.
+        """
         constant = lambda value: ir.Constant(ir.IntType(64), value)  # noqa: E731
         if unrolled == 1:
             return self._loop(constant(0), depth, 1, start, step)
@@ -144,7 +156,7 @@ class _Vectors:
             value.add_incoming(initial, before)
         after = values
         for ahead in range(stride):
-            after = step(builder.add(k, ir.Constant(word, ahead)), after)
+            after = step(builder.add(k, ir.Constant(word, ahead)), after, ahead)
         following, last = builder.add(k, ir.Constant(word, stride)), builder.basic_block
         k.add_incoming(following, last)
         for value, new in zip(values, after):
@@ -194,7 +206,7 @@ def make_tile(rows: int, vectors: int, *, scaled: bool) -> Any:
             else:
                 start = [v.zero()] * (rows * vectors)
 
-            def step(k: Any, values: list[Any]) -> list[Any]:
+            def step(k: Any, values: list[Any], turn: int) -> list[Any]:
                 row_of_b = builder.mul(k, b_depth)
                 b_values = [v.load_wide(v.at(b_first, row_of_b, column)) for column in columns]
                 along_a = builder.mul(k, a_depth)
@@ -214,23 +226,24 @@ def make_tile(rows: int, vectors: int, *, scaled: bool) -> Any:
 
 
 def make_dots(sharing: int) -> Any:
-    """Generate `dots(a, a_at, a_row, b, b_at, b_rows, first, width, c, c_at)`, as many products as a vector has lanes.
+    """Generate `dots(a, a_at, a_row, b, b_at, b_rows, first, width, ahead, c, c_at)`, as many products as a vector has lanes.
 
         c[c_at + j] = sum_h a[a_at + j * a_row + h] b[b_at + b_rows[first + j // sharing] + h]
 
     for h < width, a multiple of the lanes. Neighbouring rows of a share a row of b, `sharing` of them (all, where there are
-    fewer lanes). The sums of the lanes of all rows are taken together, by halving.
+    fewer lanes). What lies `ahead` elements behind each element of b is asked for meanwhile: the processor's own guesses
+    end with each page. The sums of the lanes of all rows are taken together, by halving.
     """
 
     @intrinsic
-    def dots(typing_context, a, a_at, a_row, b, b_at, b_rows, first, width, c, c_at):  # type: ignore[no-untyped-def]
+    def dots(typing_context, a, a_at, a_row, b, b_at, b_rows, first, width, ahead, c, c_at):  # type: ignore[no-untyped-def]
         if not (_is_float_array(a, c) and a.dtype == c.dtype and _streams(b, a.dtype)):
             return None
         word = types.int64
-        signature = types.void(a, word, word, b, word, b_rows, word, word, c, word)
+        signature = types.void(a, word, word, b, word, b_rows, word, word, word, c, word)
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            a_, a_at, a_row, b_, b_at, b_rows_, first, width, c_, c_at = arguments
+            a_, a_at, a_row, b_, b_at, b_rows_, first, width, ahead, c_, c_at = arguments
             v = _Vectors(context, builder, a)
             constant = lambda value: ir.Constant(ir.IntType(64), value)  # noqa: E731
             shared = min(sharing, v.lanes)
@@ -241,14 +254,25 @@ def make_dots(sharing: int) -> Any:
             b_starts = [v.pointer(b, b_, builder.add(b_at, offset)) for offset in offsets]
 
             vectors, sums = builder.sdiv(width, constant(v.lanes)), []
+            chains = 2 if shared < 8 else 1  # sums of one product that do not wait for each other
             for i, b_start in enumerate(b_starts):  # one row of b after the other, as they lie in memory
 
-                def step(k: Any, values: list[Any], i: int = i, b_start: Any = b_start) -> list[Any]:
-                    h = builder.mul(k, constant(v.lanes))
-                    b_value, rows = v.load_wide(v.at(b_start, h)), a_rows[i * shared : (i + 1) * shared]
-                    return [v.fma(v.load(v.at(row, h)), b_value, value) for row, value in zip(rows, values)]
+                def step(k: Any, values: list[Any], turn: int, i: int = i, b_start: Any = b_start) -> list[Any]:
+                    h, after = builder.mul(k, constant(v.lanes)), list(values)
+                    b_value = v.load_wide(v.at(b_start, h))
+                    if turn % VECTORS_PER_FETCH == 0:
+                        v.fetch(v.at(b_start, builder.add(h, ahead)))
+                    for j in range(shared):
+                        place = turn % chains * shared + j
+                        after[place] = v.fma(v.load(v.at(a_rows[i * shared + j], h)), b_value, values[place])
+                    return after
 
-                sums += v.accumulate(vectors, [v.zero()] * shared, step, UNROLLED)
+                parts = v.accumulate(vectors, [v.zero()] * (chains * shared), step, UNROLLED)
+                for j in range(shared):
+                    total = parts[j]
+                    for part in parts[j + shared :: shared]:
+                        total = builder.fadd(total, part)
+                    sums.append(total)
             index = ir.VectorType(ir.IntType(32), v.lanes)
             even, odd = (ir.Constant(index, list(range(start, 2 * v.lanes, 2))) for start in (0, 1))
             while len(sums) > 1:
@@ -278,22 +302,23 @@ def take(typing_context, counter):  # type: ignore[no-untyped-def]
 
 
 def make_streams(sharing: int, streams: int) -> Any:
-    """Generate `add(a, a_at, a_row, b, b_at, b_row, width, c, c_at, c_row)`: few rows of b from memory, added to cached ones.
+    """Generate `add(a, a_at, a_row, b, b_at, b_row, width, ahead, c, c_at, c_row)`: rows of b from memory onto cached ones.
 
         c[r, h] += sum_i a[i, r] b[i, h]        r < sharing, i < streams, h < width, a multiple of the lanes
 
-    a[i, r] lies at a_at + i * a_row + r, b[i, h] at b_at + i * b_row + h, c[r, h] at c_at + r * c_row + h.
+    a[i, r] lies at a_at + i * a_row + r, b[i, h] at b_at + i * b_row + h, c[r, h] at c_at + r * c_row + h; `ahead` as in
+    `make_dots`.
     """
 
     @intrinsic
-    def add(typing_context, a, a_at, a_row, b, b_at, b_row, width, c, c_at, c_row):  # type: ignore[no-untyped-def]
+    def add(typing_context, a, a_at, a_row, b, b_at, b_row, width, ahead, c, c_at, c_row):  # type: ignore[no-untyped-def]
         if not (_is_float_array(a, c) and a.dtype == c.dtype and _streams(b, a.dtype)):
             return None
         word = types.int64
-        signature = types.void(a, word, word, b, word, word, word, c, word, word)
+        signature = types.void(a, word, word, b, word, word, word, word, c, word, word)
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            a_, a_at, a_row, b_, b_at, b_row, width, c_, c_at, c_row = arguments
+            a_, a_at, a_row, b_, b_at, b_row, width, ahead, c_, c_at, c_row = arguments
             v = _Vectors(context, builder, a)
             constant = lambda value: ir.Constant(ir.IntType(64), value)  # noqa: E731
             a_rows = [v.pointer(a, a_, builder.add(a_at, builder.mul(a_row, constant(i)))) for i in range(streams)]
@@ -301,9 +326,12 @@ def make_streams(sharing: int, streams: int) -> Any:
             c_rows = [v.pointer(c, c_, builder.add(c_at, builder.mul(c_row, constant(r)))) for r in range(sharing)]
             weights = [[v.spread(v.at(row, constant(r))) for row in a_rows] for r in range(sharing)]
 
-            def step(k: Any, values: list[Any]) -> list[Any]:
+            def step(k: Any, values: list[Any], turn: int) -> list[Any]:
                 h = builder.mul(k, constant(v.lanes))
                 b_values = [v.load_wide(v.at(row, h)) for row in b_rows]
+                if turn == 0:
+                    for row in b_rows:
+                        v.fetch(v.at(row, builder.add(h, ahead)))
                 for r, row in enumerate(c_rows):
                     value = v.load(v.at(row, h))
                     for weight, b_value in zip(weights[r], b_values):
@@ -311,7 +339,7 @@ def make_streams(sharing: int, streams: int) -> Any:
                     v.store(value, v.at(row, h))
                 return []
 
-            v.accumulate(builder.sdiv(width, constant(v.lanes)), [], step)
+            v.accumulate(builder.sdiv(width, constant(v.lanes)), [], step, VECTORS_PER_FETCH)
             return context.get_dummy_value()
 
         return signature, generate

@@ -95,7 +95,7 @@ def make_online_softmax(rows: int) -> Any:
             tops = v.accumulate(
                 vectors,
                 old,
-                lambda k, values: [_larger(builder, v.load(v.at(f, along(k))), top) for f, top in zip(firsts, values)],
+                lambda k, values, turn: [_larger(builder, v.load(v.at(f, along(k))), top) for f, top in zip(firsts, values)],
             )
             new = [_across(v, top, lambda x, y: _larger(builder, x, y)) for top in tops]
             lowest = exp.constant(-np.inf)
@@ -103,7 +103,7 @@ def make_online_softmax(rows: int) -> Any:
             sums = []
             for first, by in zip(firsts, shift):
 
-                def step(k: Any, values: list[Any], first: Any = first, by: Any = by) -> list[Any]:
+                def step(k: Any, values: list[Any], turn: int, first: Any = first, by: Any = by) -> list[Any]:
                     weight = exp(builder.fsub(v.load(v.at(first, along(k))), by))
                     v.store(weight, v.at(first, along(k)))
                     return [builder.fadd(values[0], weight)]

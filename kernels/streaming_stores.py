@@ -84,7 +84,7 @@ def _store_line(typing_context, source, source_at, target, target_at):  # type: 
 
 
 @intrinsic
-def fetch(typing_context, array, at):  # type: ignore[no-untyped-def]
+def _fetch(typing_context, array, at):  # type: ignore[no-untyped-def]
     """Ask for the line of array[at], which may lie outside, to come to the second-level cache."""
     if not (isinstance(array, types.Array) and array.ndim == 1 and array.layout == "C"):
         return None
@@ -133,7 +133,7 @@ def stream(source, target, ahead):  # type: ignore[no-untyped-def]
     for i in range(head):
         target[i] = source[i]
     for i in range(head, tail, line):
-        fetch(ahead, i)
+        _fetch(ahead, i)
         _store_line(source, i, target, i)
     for i in range(tail, size):
         target[i] = source[i]

@@ -24,7 +24,6 @@ from llmlab.kernels.bfloat16 import bits, put, widened, working_dtype
 from llmlab.kernels.numba_math import EXACT, exp_down
 from llmlab.kernels.register_tile import TILE_ROWS, TILE_VECTORS, add_tiles, fill_tile, lanes, make_dots, make_streams, take
 from llmlab.kernels.softmax_row import softmax_tile
-from llmlab.kernels.streaming_stores import LINE_BYTES, fetch
 
 BLOCK_ROWS = 16 * TILE_ROWS
 SOFTMAX_PANELS = 16 // TILE_VECTORS  # keys per step of the online softmax: its sums across lanes take as long as a product
@@ -544,56 +543,47 @@ def _decode(  # type: ignore[no-untyped-def]
 
 
 @njit(inline="always")
-def _fetch_row(x, at, size):  # type: ignore[no-untyped-def]
-    """Ask for a row before it is needed: the processor's own guesses end with each page."""
-    for i in range(at, at + size, LINE_BYTES // x.itemsize):
-        fetch(x, i)
-
-
-@njit(inline="always")
 def _score(rows_q, k, at, ahead, heads_at, sharing, Hp, scores, scores_at, rows, lane):  # type: ignore[no-untyped-def]
     """Products of one key of every head with the queries that share it, a vector of rows at a time."""
     shared = lane // min(sharing, lane)
     for r in range(0, rows, lane):
         first = r // lane * shared
-        _fetch_row(k, at + 2 * ahead + heads_at[first], shared * Hp)
         if sharing == 1:
-            _dots1(rows_q, r * Hp, Hp, k, at, heads_at, first, Hp, scores, scores_at + r)
+            _dots1(rows_q, r * Hp, Hp, k, at, heads_at, first, Hp, 2 * ahead, scores, scores_at + r)
         elif sharing == 2:
-            _dots2(rows_q, r * Hp, Hp, k, at, heads_at, first, Hp, scores, scores_at + r)
+            _dots2(rows_q, r * Hp, Hp, k, at, heads_at, first, Hp, 2 * ahead, scores, scores_at + r)
         elif sharing == 4:
-            _dots4(rows_q, r * Hp, Hp, k, at, heads_at, first, Hp, scores, scores_at + r)
+            _dots4(rows_q, r * Hp, Hp, k, at, heads_at, first, Hp, 2 * ahead, scores, scores_at + r)
         else:
-            _dots8(rows_q, r * Hp, Hp, k, at, heads_at, first, Hp, scores, scores_at + r)
+            _dots8(rows_q, r * Hp, Hp, k, at, heads_at, first, Hp, 2 * ahead, scores, scores_at + r)
 
 
 @njit(inline="always")
 def _add(scores, scores_at, stride, v, at, K, Hp, result, per_head, sharing, streams):  # type: ignore[no-untyped-def]
     """result += weights times the values of `streams` keys, head after head."""
     width = K * Hp
+    ahead = streams * width
     for head in range(K):
         b = at + head * Hp
-        for i in range(streams):
-            _fetch_row(v, b + (streams + i) * width, Hp)
         for row in range(head * per_head, (head + 1) * per_head, sharing):
             a, c = scores_at + row, row * Hp
             if streams == 1:
                 if sharing == 1:
-                    _add1(scores, a, stride, v, b, width, Hp, result, c, Hp)
+                    _add1(scores, a, stride, v, b, width, Hp, ahead, result, c, Hp)
                 elif sharing == 2:
-                    _add2(scores, a, stride, v, b, width, Hp, result, c, Hp)
+                    _add2(scores, a, stride, v, b, width, Hp, ahead, result, c, Hp)
                 elif sharing == 4:
-                    _add4(scores, a, stride, v, b, width, Hp, result, c, Hp)
+                    _add4(scores, a, stride, v, b, width, Hp, ahead, result, c, Hp)
                 else:
-                    _add8(scores, a, stride, v, b, width, Hp, result, c, Hp)
+                    _add8(scores, a, stride, v, b, width, Hp, ahead, result, c, Hp)
             elif sharing == 1:
-                _adds1(scores, a, stride, v, b, width, Hp, result, c, Hp)
+                _adds1(scores, a, stride, v, b, width, Hp, ahead, result, c, Hp)
             elif sharing == 2:
-                _adds2(scores, a, stride, v, b, width, Hp, result, c, Hp)
+                _adds2(scores, a, stride, v, b, width, Hp, ahead, result, c, Hp)
             elif sharing == 4:
-                _adds4(scores, a, stride, v, b, width, Hp, result, c, Hp)
+                _adds4(scores, a, stride, v, b, width, Hp, ahead, result, c, Hp)
             else:
-                _adds8(scores, a, stride, v, b, width, Hp, result, c, Hp)
+                _adds8(scores, a, stride, v, b, width, Hp, ahead, result, c, Hp)
 
 
 @njit(cache=True, error_model="numpy", fastmath=EXACT)

@@ -65,7 +65,7 @@ def test_dots_of_as_many_rows_as_lanes_with_the_rows_they_share(dtype: np.dtype,
 
     @njit
     def run(a, b, b_rows, c, width):  # type: ignore[no-untyped-def]
-        dots(a, 0, width, b, 0, b_rows, 1, width, c, 0)
+        dots(a, 0, width, b, 0, b_rows, 1, width, 4096, c, 0)  # what lies ahead may be past the end
 
     computed = working_dtype(np.empty(0, dtype))
     lane = lanes(computed)
@@ -86,7 +86,7 @@ def test_streams_add_rows_of_memory_to_rows_that_share_them(dtype: np.dtype, sha
 
     @njit
     def run(a, b, c, width):  # type: ignore[no-untyped-def]
-        add(a, 0, sharing, b, 0, width, width, c, 0, width)
+        add(a, 0, sharing, b, 0, width, width, 4096, c, 0, width)
 
     computed = working_dtype(np.empty(0, dtype))
     width = 3 * lanes(computed)

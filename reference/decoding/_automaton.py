@@ -1,7 +1,8 @@
 """Regular expressions as finite automata over bytes: parse, Thompson's construction, subset construction, minimal form.
 
-Thompson 1968 (doi:10.1145/363347.363387), Rabin and Scott 1959 (doi:10.1147/rd.32.0114), Moore's minimization (1956). Bytes
-because tokens are bytes: one may end in the middle of a character. A set of characters becomes sequences of byte ranges.
+Thompson 1968 (doi:10.1145/363347.363387), Rabin and Scott 1959 (doi:10.1147/rd.32.0114, subsets and products), Moore's
+minimization (1956). Bytes because tokens are bytes: one may end in the middle of a character. A set of characters becomes
+sequences of byte ranges.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import reduce
 from itertools import pairwise
 
 import numpy as np
@@ -51,7 +53,40 @@ class Repeat:
     most: int | None
 
 
-Node = Chars | Cat | Alt | Repeat
+@dataclass(frozen=True)
+class All:
+    """What each of these describes; at least one."""
+
+    parts: tuple[Node, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Automaton:
+    """A deterministic automaton over bytes; state 0 is where texts begin, -1 where none can be finished any more.
+
+    Attributes:
+        table: next state, [states, 256].
+        accepting: states in which a text may end.
+    """
+
+    table: np.ndarray
+    accepting: np.ndarray
+
+    def after(self, state: int, data: bytes) -> int:
+        """The state after these bytes, -1 where no text goes on that way."""
+        for byte in data:
+            if state < 0:
+                break
+            state = int(self.table[state, byte])
+        return state
+
+    def accepts(self, text: str | bytes) -> bool:
+        """Whether the whole text matches."""
+        state = self.after(0, text.encode() if isinstance(text, str) else text)
+        return state >= 0 and bool(self.accepting[state])
+
+
+Node = Chars | Cat | Alt | Repeat | All | Automaton
 EMPTY = Cat()
 NOTHING = Chars(())
 
@@ -105,14 +140,23 @@ def parse(pattern: str) -> Node:
     >>> parse("a|[0-9]+")
     Alt(parts=(Chars(ranges=((97, 97),)), Repeat(part=Chars(ranges=((48, 57),)), least=1, most=None)))
     """
-    body = pattern[1:] if pattern.startswith("^") else pattern
-    if body.endswith("$") and (len(body) - len(body[:-1].rstrip("\\"))) % 2 == 1:
-        body = body[:-1]
-    reader = _Reader(pattern, body)
+    reader = _Reader(pattern, unanchored(pattern)[0])
     node = reader.alternatives()
     if reader.more():
         raise reader.error(f"unmatched {reader.peek()!r}")
     return node
+
+
+def unanchored(pattern: str) -> tuple[str, bool, bool]:
+    r"""Return a pattern without `^` first and `$` last, and whether each was there.
+
+    >>> unanchored("^a$"), unanchored("a\\$")
+    (('a', True, True), ('a\\$', False, False))
+    """
+    front = pattern.startswith("^")
+    body = pattern[1:] if front else pattern
+    back = body.endswith("$") and (len(body) - len(body[:-1].rstrip("\\"))) % 2 == 1
+    return body[:-1] if back else body, front, back
 
 
 class _Reader:
@@ -284,8 +328,7 @@ class _Nfa:
         self._closures: dict[int, frozenset[int]] = {}
 
     def state(self) -> int:
-        if len(self.silent) >= MOST_STATES:
-            raise ValueError(f"the expression needs more than {MOST_STATES} states")
+        _bounded(len(self.silent))
         self.silent.append([])
         self.steps.append([])
         return len(self.silent) - 1
@@ -314,7 +357,22 @@ class _Nfa:
                 self.silent[start].append(begin)
                 self.silent[self.piece(part, begin)].append(end)
             return end
+        if isinstance(node, All):
+            return self.piece(reduce(_product, map(_possible, node.parts)), start)
+        if isinstance(node, Automaton):
+            return self.machine(node, start)
         return self.repeat(node, start)
+
+    def machine(self, node: Automaton, start: int) -> int:
+        """A state for each of the automaton's, and one behind all in which it accepts."""
+        end, states = self.state(), [self.state() for _ in node.table]
+        self.silent[start].append(states[0])
+        for state, row, accepts in zip(states, node.table, node.accepting):
+            cuts = [0, *(np.flatnonzero(np.diff(row)) + 1).tolist(), 256]
+            self.steps[state] = [(low, high - 1, states[row[low]]) for low, high in pairwise(cuts) if row[low] >= 0]
+            if accepts:
+                self.silent[state].append(end)
+        return end
 
     def repeat(self, node: Repeat, start: int) -> int:
         for _ in range(node.least):
@@ -347,32 +405,6 @@ class _Nfa:
         return self._closures[state]
 
 
-@dataclass(frozen=True, eq=False)
-class Automaton:
-    """A minimal deterministic automaton over bytes; state 0 is where texts begin, -1 where none can be finished any more.
-
-    Attributes:
-        table: next state, [states, 256].
-        accepting: states in which a text may end.
-    """
-
-    table: np.ndarray
-    accepting: np.ndarray
-
-    def after(self, state: int, data: bytes) -> int:
-        """The state after these bytes, -1 where no text goes on that way."""
-        for byte in data:
-            if state < 0:
-                break
-            state = int(self.table[state, byte])
-        return state
-
-    def accepts(self, text: str | bytes) -> bool:
-        """Whether the whole text matches."""
-        state = self.after(0, text.encode() if isinstance(text, str) else text)
-        return state >= 0 and bool(self.accepting[state])
-
-
 def automaton(node: Node) -> Automaton:
     """The minimal automaton of an expression; its states are numbered in the order a breadth-first walk meets them.
 
@@ -385,8 +417,37 @@ def automaton(node: Node) -> Automaton:
     >>> machine.accepts("abab"), machine.accepts("aba"), len(machine.table)
     (True, False, 2)
     """
-    table, accepting = _determined(node)
-    return _numbered(*_merged(*_alive(table, accepting)))
+    machine = _possible(node)
+    if not machine.accepting.any():
+        raise ValueError("no text matches the expression")
+    return _numbered(*_merged(machine.table, machine.accepting))
+
+
+def _possible(node: Node) -> Automaton:
+    """An automaton of the expression, whose states all lead to an end; or one state, if no text matches."""
+    return _alive(*_determined(node))
+
+
+def _product(one: Automaton, other: Automaton) -> Automaton:
+    """Both automata side by side: a state per pair of states that the same bytes lead to."""
+    numbers, queue, rows = {(0, 0): 0}, [(0, 0)], []
+    for first, second in queue:
+        row = np.full(256, -1, dtype=np.int32)
+        here, there = one.table[first], other.table[second]
+        both = (here >= 0) & (there >= 0)
+        for pair in set(zip(here[both].tolist(), there[both].tolist())):
+            if pair not in numbers:
+                _bounded(len(numbers))
+                numbers[pair] = len(numbers)
+                queue.append(pair)
+            row[(here == pair[0]) & (there == pair[1])] = numbers[pair]
+        rows.append(row)
+    return _alive(np.array(rows), np.array([one.accepting[first] and other.accepting[second] for first, second in queue]))
+
+
+def _bounded(states: int) -> None:
+    if states >= MOST_STATES:
+        raise ValueError(f"the expression needs more than {MOST_STATES} states")
 
 
 def _determined(node: Node) -> tuple[np.ndarray, np.ndarray]:
@@ -401,8 +462,7 @@ def _determined(node: Node) -> tuple[np.ndarray, np.ndarray]:
         for low, high, targets in _stretches([step for state in subset for step in nfa.steps[state]]):
             reached = frozenset().union(*map(nfa.closure, targets))
             if reached not in numbers:
-                if len(numbers) >= MOST_STATES:
-                    raise ValueError(f"the expression needs more than {MOST_STATES} states")
+                _bounded(len(numbers))
                 numbers[reached] = len(numbers)
                 queue.append(reached)
             row[low:high] = numbers[reached]
@@ -425,17 +485,17 @@ def _stretches(steps: list[tuple[int, int, int]]) -> Iterator[tuple[int, int, se
             yield low, high, targets
 
 
-def _alive(table: np.ndarray, accepting: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Ways into states from which nothing can be finished become -1."""
+def _alive(table: np.ndarray, accepting: np.ndarray) -> Automaton:
+    """Ways into states from which nothing can be finished become -1; those states go, but for the first."""
     alive = accepting.copy()
     while True:
         more = alive | (np.append(alive, False)[table]).any(axis=1)
         if (more == alive).all():
             break
         alive = more
-    if not alive[0]:
-        raise ValueError("no text matches the expression")
-    return np.where(np.append(alive, False)[table], table, -1), accepting
+    alive[0] = True
+    place = np.append(np.where(alive, np.cumsum(alive) - 1, -1), -1)
+    return Automaton(place[table][alive].astype(np.int32), accepting[alive])
 
 
 def _merged(table: np.ndarray, accepting: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

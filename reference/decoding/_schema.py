@@ -7,13 +7,18 @@ Properties come in the schema's order and only those it names; one space is allo
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from itertools import pairwise, product
+from math import inf, isfinite
 from typing import Any
 
 from llmlab.reference.decoding._automaton import (
     EMPTY,
     NOTHING,
+    All,
     Alt,
     Cat,
     Chars,
@@ -21,9 +26,11 @@ from llmlab.reference.decoding._automaton import (
     Repeat,
     literal,
     parse,
+    unanchored,
     union,
     without,
 )
+from llmlab.reference.decoding._decimals import DECIMAL, INTEGER, beyond, multiples
 
 _ANNOTATIONS = {
     "title",
@@ -36,24 +43,37 @@ _ANNOTATIONS = {
     "$defs",
     "definitions",
     "deprecated",
+    "readOnly",
+    "writeOnly",
 }
+_COMBINING = {"$ref", "allOf", "anyOf", "oneOf"}
+_BOUNDS = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"}
 _KEYWORDS = {
     "object": {"properties", "required", "additionalProperties"},
     "array": {"items", "prefixItems", "minItems", "maxItems"},
     "string": {"minLength", "maxLength", "pattern", "format"},
-    "integer": set(),
-    "number": set(),
+    "integer": _BOUNDS,
+    "number": _BOUNDS,
     "boolean": set(),
     "null": set(),
+}
+_FORMS = {
+    **dict.fromkeys(_BOUNDS, "number"),
+    **dict.fromkeys(("minLength", "maxLength", "minItems", "maxItems"), "integer"),
+    **dict.fromkeys(("pattern", "format"), "string"),
+    **dict.fromkeys(("enum", "required", "prefixItems"), "array"),
+    "properties": "object",
 }
 
 SPACE = Repeat(Chars(((32, 32),)), 0, 1)
 COMMA = Cat((SPACE, literal(","), SPACE))
 _MUST_ESCAPE = ((0, 31), (34, 34), (92, 92))
 _SHORT = {34: '"', 92: "\\", 8: "b", 12: "f", 10: "n", 13: "r", 9: "t"}
+_ANY = Repeat(Chars(((0, 0x10FFFF),)), 0, None)
 _PLAIN = Chars(without(_MUST_ESCAPE))
-CHARACTER = Alt((_PLAIN, parse(r'\\["\\/bfnrt]'), parse(r"\\u[0-9a-fA-F]{4}")))
-INTEGER = parse("-?(0|[1-9][0-9]*)")
+_HALVES = r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+_ESCAPES = rf"\\u([0-9a-cA-CefEF][0-9a-fA-F]{{3}}|[dD][0-7][0-9a-fA-F]{{2}})|{_HALVES}"
+CHARACTER = Alt((_PLAIN, parse(r'\\["\\/bfnrt]'), parse(_ESCAPES)))
 NUMBER = parse(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 _FORMATS = {
     "date": r"[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])",
@@ -67,12 +87,36 @@ def schema_expression(schema: Any, *, recursion: int = 3) -> Node:
     """Return the expression of all JSON texts that a schema allows, as far as `recursion` goes.
 
     `oneOf` counts as `anyOf`. A value without a schema is any JSON value that nests no deeper than `recursion`. A reference
-    may be inside itself `recursion` times; where a value would have to go deeper, there is none.
+    may be inside itself `recursion` times; where a value would have to go deeper, there is none. Without a type, values have
+    those types that the schema's keywords speak of.
 
     Raises:
         ValueError: a keyword that is not supported, a reference that leads nowhere, or a value no schema can have.
     """
-    return _Reader(schema, recursion).value(schema, {}, "#")
+    return _Reader(schema, recursion).value([_Part(schema, "#", {})])
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One of the schemas that a value must meet together: where it stands, and how often each reference led into itself."""
+
+    schema: Any
+    where: str
+    inside: Mapping[str, int]
+
+    def at(self, *keys: str | int) -> _Part:
+        """The schema under these keys of this one."""
+        found = self.schema
+        for key in keys:
+            found = found[key]
+        return replace(self, schema=found, where="/".join(map(str, (self.where, *keys))))
+
+    def each(self, keyword: str) -> list[_Part]:
+        """The schemas of a list under a keyword."""
+        schemas = self.schema.get(keyword, ())
+        if not isinstance(schemas, list | tuple):
+            raise ValueError(f"{self.where}/{keyword}: {schemas!r} is no list")
+        return [self.at(keyword, index) for index in range(len(schemas))]
 
 
 @dataclass(frozen=True)
@@ -80,119 +124,137 @@ class _Reader:
     whole: Any
     recursion: int
 
-    def value(self, schema: Any, inside: Mapping[str, int], where: str) -> Node:
-        """The expression of one schema; `inside` counts the references being unrolled."""
-        if schema is True or schema == {}:
-            return self.anything(self.recursion)
-        if schema is False:
-            return NOTHING
-        if not isinstance(schema, Mapping):
-            raise ValueError(f"{where}: {schema!r} is no schema")
-        keys = set(schema) - _ANNOTATIONS
-        if "$ref" in keys:
-            self.only(keys, {"$ref"}, where)
-            return self.reference(schema["$ref"], inside, where)
-        for keyword in ("anyOf", "oneOf"):
-            if keyword in keys:
-                self.only(keys, {keyword}, where)
-                return Alt(tuple(self.value(s, inside, f"{where}/{keyword}/{i}") for i, s in enumerate(schema[keyword])))
-        if "enum" in keys or "const" in keys:
-            self.only(keys, {"enum", "const", "type"}, where)
-            values = schema["enum"] if "enum" in keys else [schema["const"]]
-            return Alt(tuple(exactly(value) for value in values))
-        kinds = schema.get("type", list(_KEYWORDS) if not keys else [k for k in _KEYWORDS if keys & _KEYWORDS[k]])
-        kinds = [kinds] if isinstance(kinds, str) else list(kinds)
-        unknown = [kind for kind in kinds if kind not in _KEYWORDS]
-        if unknown:
-            raise ValueError(f"{where}/type: {unknown[0]!r} is none of {', '.join(_KEYWORDS)}")
-        self.only(keys, set().union(*(_KEYWORDS[kind] for kind in kinds)) | {"type"}, where)
-        return Alt(tuple(self.typed(kind, schema, inside, where) for kind in kinds))
+    def value(self, parts: Sequence[_Part], depth: int | None = None) -> Node:
+        """What all of these schemas allow together; any value of a depth where they say nothing."""
+        depth = self.recursion if depth is None else depth
+        return Alt(tuple(self.plain(way) if way else self.anything(depth) for way in self.ways(parts)))
 
-    def typed(self, kind: str, schema: Mapping[str, Any], inside: Mapping[str, int], where: str) -> Node:
+    def ways(self, parts: Sequence[_Part]) -> list[list[_Part]]:
+        """Ways to meet all of these: each a list of schemas without references and without allOf, anyOf and oneOf."""
+        return [[part for chosen in choice for part in chosen] for choice in product(*map(self.ways_of_one, parts))]
+
+    def ways_of_one(self, part: _Part) -> list[list[_Part]]:
+        """The same for one schema; none where a reference leads into itself too often."""
+        schema = part.schema
+        if isinstance(schema, bool):
+            return [[]] if schema else []
+        if not isinstance(schema, Mapping):
+            raise ValueError(f"{part.where}: {schema!r} is no schema")
+        if "$id" in schema and part.schema is not self.whole:
+            raise ValueError(f"{part.where}: keyword '$id' is supported for the whole schema only")
+        own = {key: schema[key] for key in schema if key not in _ANNOTATIONS | _COMBINING}
+        parted = [[[replace(part, schema=own)]]] if own else []
+        if own:
+            _check(own, part.where)
+        if "$ref" in schema:
+            parted.append(self.reference(schema["$ref"], part))
+        if "allOf" in schema:
+            parted.append(self.ways(part.each("allOf")))
+        for keyword in ("anyOf", "oneOf"):
+            if keyword in schema:
+                parted.append([way for one in part.each(keyword) for way in self.ways_of_one(one)])
+        return [[one for chosen in choice for one in chosen] for choice in product(*parted)]
+
+    def reference(self, target: Any, part: _Part) -> list[list[_Part]]:
+        """The ways of what a local reference stands for, unrolled."""
+        if not isinstance(target, str) or not target.startswith("#"):
+            raise ValueError(f"{part.where}/$ref: {target!r} is not in this schema")
+        times = part.inside.get(target, 0)
+        if times > self.recursion:
+            return []
+        found = self.whole
+        for key in target[1:].split("/")[1:]:
+            key = key.replace("~1", "/").replace("~0", "~")
+            if not isinstance(found, Mapping) or key not in found:
+                raise ValueError(f"{part.where}/$ref: {target!r} leads nowhere")
+            found = found[key]
+        return self.ways_of_one(_Part(found, target, {**part.inside, target: times + 1}))
+
+    def plain(self, parts: Sequence[_Part]) -> Node:
+        """Values of each type that all of these schemas allow."""
+        types = [_types(part.schema, part.where) for part in parts if "type" in part.schema]
+        fixed = [part for part in parts if {"enum", "const"} & set(part.schema)]
+        mentioned = {kind for kind in _KEYWORDS if any(_KEYWORDS[kind] & set(part.schema) for part in parts)}
+        kinds = set.intersection(*types) if types else set(_KEYWORDS) if fixed else mentioned
+        kinds -= {"integer"} if "number" in kinds else set()
+        nodes = []
+        for kind in (kind for kind in _KEYWORDS if kind in kinds):
+            rules = [part for part in parts if _KEYWORDS[kind] & set(part.schema)]
+            nodes.append(self.chosen(kind, fixed, rules) if fixed else self.typed(kind, rules))
+        return Alt(tuple(nodes))
+
+    def chosen(self, kind: str, fixed: Sequence[_Part], rules: Sequence[_Part]) -> Node:
+        """The values of a type that all of the enums and consts name, as far as the rules allow them."""
+        where = fixed[0].where
+        kinds = {"integer", "number"} if kind == "number" else {kind}
+        others = [set(map(_same, _fixed(part.schema))) for part in fixed[1:]]
+        values = [value for value in _fixed(fixed[0].schema) if all(_same(value) in other for other in others)]
+        values = [value for value in values if _type(value, where) in kinds]
+        if values and rules and kind in ("object", "array"):
+            raise ValueError(f"{where}: an {kind} in enum or const is not supported beside keywords for {kind}s")
+        texts = Alt(tuple(map(exactly, values)))
+        return All((texts, self.typed(kind, rules))) if rules else texts
+
+    def typed(self, kind: str, rules: Sequence[_Part]) -> Node:
         """One type's values."""
         if kind == "object":
-            return self.object(schema, inside, where)
+            return self.object(rules)
         if kind == "array":
-            return self.array(schema, inside, where)
+            return self.array(rules)
         if kind == "string":
-            return self.string(schema, where)
-        plain = {"integer": INTEGER, "number": NUMBER, "boolean": parse("true|false"), "null": literal("null")}
-        return plain[kind]
+            return _all(*(node for part in rules for node in _texts(part))) if rules else quoted(Repeat(CHARACTER, 0, None))
+        if kind in ("integer", "number"):
+            plain = INTEGER if kind == "integer" else DECIMAL if rules else NUMBER
+            return _all(plain, *(node for part in rules for node in _numbers(part)))
+        return parse("true|false") if kind == "boolean" else literal("null")
 
-    def object(self, schema: Mapping[str, Any], inside: Mapping[str, int], where: str) -> Node:
+    def object(self, rules: Sequence[_Part]) -> Node:
         """Properties in order, each that is not required with its comma or not at all."""
-        properties: Mapping[str, Any] = schema.get("properties", {})
-        required = set(schema.get("required", ()))
-        if missing := required - set(properties):
-            raise ValueError(f"{where}/required: {sorted(missing)[0]!r} is no property")
-        more = schema.get("additionalProperties", not properties)
-        if more is not False and properties and "additionalProperties" in schema:
-            raise ValueError(f"{where}/additionalProperties: supported beside properties only as false")
-        if more is not False and not properties:
-            value = (
-                self.anything(self.recursion - 1) if more is True else self.value(more, inside, f"{where}/additionalProperties")
-            )
-            member = Cat((quoted(Repeat(CHARACTER, 0, None)), SPACE, literal(":"), SPACE, value))
-            return listed("{", member, 0, None, "}")
-        members = [
-            (
-                Cat((exactly(name), SPACE, literal(":"), SPACE, self.value(s, inside, f"{where}/properties/{name}"))),
-                name in required,
-            )
-            for name, s in properties.items()
-        ]
+        names = list(dict.fromkeys(name for part in rules for name in part.schema.get("properties", ())))
+        required = {name for part in rules for name in part.schema.get("required", ())}
+        for part in rules:
+            if missing := set(part.schema.get("required", ())) - set(names):
+                raise ValueError(f"{part.where}/required: {sorted(missing)[0]!r} is no property")
+            if names and part.schema.get("additionalProperties", False) is not False:
+                raise ValueError(f"{part.where}/additionalProperties: supported beside properties only as false")
+        if not names:
+            more = [part.at("additionalProperties") for part in rules if "additionalProperties" in part.schema]
+            name = quoted(Repeat(CHARACTER, 0, None))
+            return listed("{", Cat((name, SPACE, literal(":"), SPACE, self.value(more, self.recursion - 1))), 0, None, "}")
         begun: Node = EMPTY  # what may follow once a property stands there, from the last one back
         fresh: list[Node] = []  # what may stand first
-        for member, needed in reversed(members):
-            fresh = [Cat((member, begun)), *([] if needed else fresh)]
+        for name in reversed(names):
+            naming = [part for part in rules if name in part.schema.get("properties", ())]
+            closed = [part for part in rules if part not in naming and "additionalProperties" in part.schema]
+            held = [part.at("properties", name) for part in naming] + [part.at("additionalProperties") for part in closed]
+            member = Cat((exactly(name), SPACE, literal(":"), SPACE, self.value(held)))
+            fresh = [Cat((member, begun)), *([] if name in required else fresh)]
             with_comma = Cat((COMMA, member, begun))
-            begun = with_comma if needed else Alt((with_comma, begun))
-        return bracketed("{", Alt(tuple(fresh)) if fresh else None, "}", or_nothing=not required)
+            begun = with_comma if name in required else Alt((with_comma, begun))
+        return bracketed("{", Alt(tuple(fresh)), "}", or_nothing=not required)
 
-    def array(self, schema: Mapping[str, Any], inside: Mapping[str, int], where: str) -> Node:
-        """Items with commas between them."""
-        least, most = int(schema.get("minItems", 0)), schema.get("maxItems")
-        prefix = [self.value(s, inside, f"{where}/prefixItems/{i}") for i, s in enumerate(schema.get("prefixItems", ()))]
-        items = schema.get("items", True)
+    def array(self, rules: Sequence[_Part]) -> Node:
+        """Items with commas between them: the first ones as prefixItems say, the others as items says."""
+        least = max((int(part.schema.get("minItems", 0)) for part in rules), default=0)
+        most = min((int(part.schema["maxItems"]) for part in rules if "maxItems" in part.schema), default=None)
         if most is not None and most < least:
-            raise ValueError(f"{where}: maxItems {most} is below minItems {least}")
-        if not prefix:
-            item = self.anything(self.recursion - 1) if items is True else self.value(items, inside, f"{where}/items")
-            return listed("[", item, least, most, "]")
-        if items is not False or least != len(prefix):
-            raise ValueError(f"{where}/prefixItems: supported only with items false and minItems {len(prefix)}")
-        return bracketed("[", _joined(prefix), "]")
-
-    def string(self, schema: Mapping[str, Any], where: str) -> Node:
-        """A quoted text: of a length, of a pattern, or of a format."""
-        if "format" in schema and schema["format"] not in _FORMATS:
-            raise ValueError(f"{where}/format: {schema['format']!r} is none of {', '.join(sorted(_FORMATS))}")
-        if len({"pattern", "format"} & set(schema)) + bool({"minLength", "maxLength"} & set(schema)) > 1:
-            raise ValueError(f"{where}: pattern, format and lengths are supported one at a time")
-        if "pattern" in schema or "format" in schema:
-            pattern = schema["pattern"] if "pattern" in schema else f"^{_FORMATS[schema['format']]}$"
-            node = parse(pattern)
-            anything = Repeat(Chars(((0, 0x10FFFF),)), 0, None)
-            front, back = EMPTY if pattern.startswith("^") else anything, EMPTY if pattern.endswith("$") else anything
-            return quoted(escaped(Cat((front, node, back))))
-        least, most = int(schema.get("minLength", 0)), schema.get("maxLength")
-        if most is not None and most < least:
-            raise ValueError(f"{where}: maxLength {most} is below minLength {least}")
-        return quoted(Repeat(CHARACTER, least, most))
-
-    def reference(self, target: str, inside: Mapping[str, int], where: str) -> Node:
-        """What a local reference stands for, unrolled."""
-        if not target.startswith("#"):
-            raise ValueError(f"{where}/$ref: {target!r} is not in this schema")
-        if inside.get(target, 0) > self.recursion:
             return NOTHING
-        found = self.whole
-        for part in target[1:].split("/")[1:]:
-            part = part.replace("~1", "/").replace("~0", "~")
-            if not isinstance(found, Mapping) or part not in found:
-                raise ValueError(f"{where}/$ref: {target!r} leads nowhere")
-            found = found[part]
-        return self.value(found, {**inside, target: inside.get(target, 0) + 1}, target)
+        if most == 0:
+            return bracketed("[", None, "]")
+        prefixes = [part.each("prefixItems") for part in rules]
+        rests = [[part.at("items")] if "items" in part.schema else [] for part in rules]
+
+        def item(index: int) -> Node:
+            held = [prefix[index : index + 1] if index < len(prefix) else rest for prefix, rest in zip(prefixes, rests)]
+            return self.value([part for one in held for part in one], self.recursion - 1)
+
+        count = max([1, *map(len, prefixes)])
+        count = count if most is None else min(count, most)
+        node: Node = Repeat(Cat((COMMA, item(count))), max(least - count, 0), None if most is None else most - count)
+        for index in range(count - 1, 0, -1):
+            node = Cat((COMMA, item(index), node))
+            node = node if index < least else Alt((node, EMPTY))
+        return bracketed("[", Cat((item(0), node)), "]", or_nothing=least == 0)
 
     def anything(self, depth: int) -> Node:
         """Any JSON value that nests no deeper."""
@@ -204,10 +266,117 @@ class _Reader:
         member = Cat((text, SPACE, literal(":"), SPACE, value))
         return Alt((flat, listed("[", value, 0, None, "]"), listed("{", member, 0, None, "}")))
 
-    def only(self, keys: set[str], known: set[str], where: str) -> None:
-        """Refuse keywords that would be ignored."""
-        if unknown := sorted(keys - known):
-            raise ValueError(f"{where}: keyword {unknown[0]!r} is not supported here")
+
+def _check(schema: Mapping[str, Any], where: str) -> None:
+    """Refuse keywords that would be ignored, and bounds that are none or leave nothing."""
+    known = {"type", "enum", "const"}.union(*(_KEYWORDS[kind] for kind in _types(schema, where)))
+    if unknown := sorted(set(schema) - known):
+        raise ValueError(f"{where}: keyword {unknown[0]!r} is not supported here")
+    for key in set(schema) & set(_FORMS):
+        if _type(schema[key], f"{where}/{key}") not in (_FORMS[key], *(["integer"] if _FORMS[key] == "number" else [])):
+            raise ValueError(f"{where}/{key}: {schema[key]!r} is no {_FORMS[key]}")
+    for least, most in (("minLength", "maxLength"), ("minItems", "maxItems")):
+        for key in (least, most):
+            if schema.get(key, 0) < 0:
+                raise ValueError(f"{where}/{key}: {schema[key]} is below 0")
+        if schema.get(most, inf) < schema.get(least, 0):
+            raise ValueError(f"{where}: {most} {schema[most]} is below {least} {schema[least]}")
+    if schema.get("multipleOf", 1) <= 0:
+        raise ValueError(f"{where}/multipleOf: {schema['multipleOf']} is not above 0")
+    for least, most in product(("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")):
+        low, high = schema.get(least, -inf), schema.get(most, inf)
+        if high < low or (high == low and (least, most) != ("minimum", "maximum")):
+            raise ValueError(f"{where}: {most} {high} leaves nothing above {least} {low}")
+
+
+def _types(schema: Mapping[str, Any], where: str) -> set[str]:
+    """The types a schema states, or all; an integer is a number too."""
+    stated = schema.get("type", list(_KEYWORDS))
+    stated = stated if isinstance(stated, list | tuple) else [stated]
+    if unknown := [kind for kind in stated if kind not in list(_KEYWORDS)]:  # a list, for what has no hash
+        raise ValueError(f"{where}/type: {unknown[0]!r} is none of {', '.join(_KEYWORDS)}")
+    return {*stated, *(["integer"] if "number" in stated else [])}
+
+
+def _type(value: Any, where: str) -> str:
+    """The type of a JSON value."""
+    if isinstance(value, bool) or value is None:
+        return "null" if value is None else "boolean"
+    if isinstance(value, int | float) and isfinite(value):
+        return "integer" if value == int(value) else "number"
+    for kind, types in (("string", str), ("object", Mapping), ("array", (list, tuple))):
+        if isinstance(value, types):
+            return kind
+    raise ValueError(f"{where}: {value!r} is no JSON value")
+
+
+def _fixed(schema: Mapping[str, Any]) -> list[Any]:
+    """The values that enum and const name."""
+    values = schema.get("enum", [schema.get("const")])
+    return [value for value in values if "const" not in schema or _same(value) == _same(schema["const"])]
+
+
+def _same(value: Any) -> str:
+    """One text for values that JSON schema calls equal: 1 and 1.0, objects in any order."""
+    whole = json.loads(json.dumps(value), parse_float=lambda text: float(text) if float(text) % 1 else int(float(text)))
+    return json.dumps(whole, sort_keys=True)
+
+
+def _all(*nodes: Node) -> Node:
+    return nodes[0] if len(nodes) == 1 else All(nodes)
+
+
+def _decimal(value: float) -> Decimal:
+    """A number as it is written: 0.1 is a tenth."""
+    return Decimal(repr(value))
+
+
+def _numbers(part: _Part) -> Iterator[Node]:
+    """What a schema says of numbers."""
+    for keyword in sorted(_KEYWORDS["number"] & set(part.schema)):
+        bound = _decimal(part.schema[keyword])
+        if keyword == "multipleOf":
+            try:
+                yield multiples(bound)
+            except ValueError as error:
+                raise ValueError(f"{part.where}/multipleOf: {error}") from None
+        else:
+            yield beyond(bound, above=keyword.lower().endswith("minimum"), strict=keyword.startswith("exclusive"))
+
+
+def _texts(part: _Part) -> Iterator[Node]:
+    """What a schema says of strings: their length, a pattern, a format."""
+    if {"minLength", "maxLength"} & set(part.schema):
+        most = part.schema.get("maxLength")
+        yield quoted(Repeat(CHARACTER, int(part.schema.get("minLength", 0)), None if most is None else int(most)))
+    if "format" in part.schema:
+        if part.schema["format"] not in _FORMATS:
+            raise ValueError(f"{part.where}/format: {part.schema['format']!r} is none of {', '.join(sorted(_FORMATS))}")
+        yield quoted(escaped(parse(_FORMATS[part.schema["format"]])))
+    if "pattern" in part.schema:
+        try:
+            yield quoted(escaped(searched(part.schema["pattern"])))
+        except ValueError as error:
+            raise ValueError(f"{part.where}/pattern: {error}") from None
+
+
+def searched(pattern: str) -> Node:
+    """Texts in which a pattern is found somewhere; each of its alternatives has its own `^` and `$`."""
+    cuts = [-1, *_bars(pattern), len(pattern)]
+    found = []
+    for start, end in pairwise(cuts):
+        _, front, back = unanchored(pattern[start + 1 : end])
+        found.append(Cat((EMPTY if front else _ANY, parse(pattern[start + 1 : end]), EMPTY if back else _ANY)))
+    return found[0] if len(found) == 1 else Alt(tuple(found))
+
+
+def _bars(pattern: str) -> Iterator[int]:
+    """Where `|` stands outside groups and classes."""
+    depth = 0
+    for sign in re.finditer(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|[()|]", pattern, re.DOTALL):
+        depth += {"(": 1, ")": -1}.get(sign[0], 0)
+        if sign[0] == "|" and depth == 0:
+            yield sign.start()
 
 
 def bracketed(left: str, inner: Node | None, right: str, *, or_nothing: bool = False) -> Node:
@@ -247,10 +416,13 @@ def escaped(node: Node) -> Node:
 
 
 def exactly(value: Any) -> Node:
-    """One JSON value, written without spaces but the optional one."""
+    """One JSON value, written without spaces but the optional one; a fraction with an exponent or without."""
     if isinstance(value, Mapping):
         members: Sequence[Node] = [Cat((exactly(str(k)), SPACE, literal(":"), SPACE, exactly(v))) for k, v in value.items()]
         return bracketed("{", _joined(members), "}")
     if isinstance(value, list | tuple):
         return bracketed("[", _joined([exactly(item) for item in value]), "]")
-    return literal(json.dumps(value, ensure_ascii=False))
+    spelled = [json.dumps(value, ensure_ascii=False)]
+    if isinstance(value, float):
+        spelled += [format(_decimal(value), "f"), *([str(int(value))] if value.is_integer() else [])]
+    return Alt(tuple(map(literal, dict.fromkeys(spelled))))

@@ -207,7 +207,6 @@ def test_any_value_means_any_json_of_bounded_depth() -> None:
 @pytest.mark.parametrize(
     ("schema", "why"),
     [
-        ({"type": "integer", "minimum": 3}, "'minimum' is not supported"),
         ({"type": "str"}, "none of object"),
         ({"$ref": "#/$defs/x"}, "leads nowhere"),
         ({"$ref": "other.json"}, "not in this schema"),
@@ -215,8 +214,7 @@ def test_any_value_means_any_json_of_bounded_depth() -> None:
         ({"type": "string", "format": "email"}, "'email' is none of"),
         ({"type": "array", "minItems": 3, "maxItems": 2}, "maxItems 2"),
         ({"type": "string", "minLength": 3, "maxLength": 2}, "maxLength 2"),
-        ({"allOf": [{}]}, "'allOf' is not supported"),
-        ({"type": "string", "pattern": "^a$", "minLength": 2}, "one at a time"),
+        ({"not": {}}, "'not' is not supported"),
         (3, "no schema"),
         ({"type": "object", "properties": {"a": {}}, "additionalProperties": {}}, "only as false"),
     ],

@@ -20,6 +20,7 @@ from llmlab.reference.decoding._automaton import (
     NOTHING,
     All,
     Alt,
+    Automaton,
     Cat,
     Chars,
     Node,
@@ -407,8 +408,10 @@ def escaped(node: Node) -> Node:
     """An expression over characters as one over their JSON forms: what must be escaped is, by its short form or as \\u."""
     if isinstance(node, Repeat):
         return Repeat(escaped(node.part), node.least, node.most)
-    if isinstance(node, Cat | Alt):
+    if isinstance(node, Cat | Alt | All):
         return type(node)(tuple(map(escaped, node.parts)))
+    if isinstance(node, Automaton):
+        raise TypeError("an automaton reads bytes, not characters that could be escaped")
     plain = without(union(without(node.ranges), _MUST_ESCAPE))
     special = [code for low, high in node.ranges for code in (*range(low, min(high, 31) + 1), 34, 92) if low <= code <= high]
     forms = [literal(f"\\{_SHORT[code]}" if code in _SHORT else f"\\u{code:04x}") for code in dict.fromkeys(special)]

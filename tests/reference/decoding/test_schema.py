@@ -3,7 +3,7 @@
 import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from decimal import Decimal
 from typing import Any
 
@@ -317,3 +317,80 @@ def test_what_cannot_be_had_is_one_line(schema: Any, why: str) -> None:
 def test_schemas_that_nothing_meets_are_refused(schema: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="no text matches"):
         machine(schema)
+
+
+def llguidance_accepts(schema: Any) -> Callable[[str], bool]:
+    """Whether llguidance lets a whole text through under a schema, byte by byte."""
+    llguidance = pytest.importorskip("llguidance", reason="needs llguidance")
+
+    class Bytes:
+        def __init__(self) -> None:
+            self.tokens = [*(bytes([byte]) for byte in range(256)), b"<end>"]
+            self.eos_token_id, self.bos_token_id, self.special_token_ids = 256, None, [256]
+
+        def __call__(self, text: str | bytes) -> list[int]:
+            return list(text.encode() if isinstance(text, str) else text)
+
+    tokenizer = llguidance.LLTokenizer(llguidance.TokenizerWrapper(Bytes()))
+    fresh = llguidance.LLMatcher(tokenizer, llguidance.LLMatcher.grammar_from_json_schema(json.dumps(schema)))
+    assert not fresh.is_error(), fresh.get_error()
+
+    def accepts(text: str) -> bool:
+        matcher, data = fresh.deep_copy(), list(text.encode())
+        return bool(matcher.try_consume_tokens(data) == len(data) and matcher.is_accepting())
+
+    return accepts
+
+
+@pytest.mark.parametrize("schema", [*NUMBERS, *TEXTS, *TOGETHER], ids=str)
+def test_llguidance_accepts_the_same_values(schema: dict[str, Any]) -> None:
+    theirs, ours = llguidance_accepts(schema), machine(schema)
+    for value in [*WHOLE, *FRACTIONS, *POOL] if "pattern" not in str(schema) else STRINGS[:200]:
+        text = str(value) if isinstance(value, Decimal) else json.dumps(value, ensure_ascii=False)
+        if schema == {"type": "number", "multipleOf": 0.25} and text in ("0.5", "-0.5", "1.5", "-1.5"):
+            continue  # as the next test says
+        assert theirs(text) == ours.accepts(text), text
+
+
+@pytest.mark.parametrize(
+    ("schema", "text", "same_value"),
+    [
+        ({"type": "number", "multipleOf": 0.25}, "0.5", "0.50"),
+        ({"type": "number", "multipleOf": 0.01}, "0.070", "0.07"),
+        ({"type": "integer", "minimum": 0}, "-0", "0"),
+        ({"type": "string", "maxLength": 1}, '"\\u0041"', '"A"'),
+        ({"type": "string", "maxLength": 1}, '"\\ud83d\\ude00"', '"😀"'),
+    ],
+)
+def test_llguidance_refuses_other_spellings_of_values_it_accepts(schema: dict[str, Any], text: str, same_value: str) -> None:
+    """llguidance 1.9.1 wants as many digits as multipleOf has, no -0 within bounds, and no \\u for what may stand plainly."""
+    theirs = llguidance_accepts(schema)
+    assert json.loads(text) == json.loads(same_value)
+    assert theirs(same_value)
+    assert not theirs(text)
+    assert machine(schema).accepts(text)
+
+
+@pytest.mark.parametrize(
+    ("schema", "text"),
+    [
+        ({"type": "integer", "minimum": 3}, "2"),
+        ({"type": "integer", "multipleOf": 3}, "2"),
+        ({"type": "string", "pattern": "^a+$", "maxLength": 3}, '"b"'),
+    ],
+)
+def test_outlines_ignores_bounds_and_patterns_with_lengths(schema: dict[str, Any], text: str) -> None:
+    outlines = pytest.importorskip("outlines_core.json_schema", reason="needs outlines_core")
+    assert re.fullmatch(outlines.build_regex_from_schema(json.dumps(schema)), text)
+    assert not valid(schema, json.loads(text))
+    assert not machine(schema).accepts(text)
+
+
+def test_jsonschema_divides_binary_fractions_and_lets_a_newline_follow_an_end() -> None:
+    """It calls 0.07 no multiple of 0.01 unless both come as decimals; Python's `$` is not that of ECMA 262."""
+    checker = jsonschema.Draft202012Validator
+    assert not checker({"multipleOf": 0.01}).is_valid(0.07)
+    assert checker({"multipleOf": Decimal("0.01")}).is_valid(Decimal("0.07"))
+    assert machine({"type": "number", "multipleOf": 0.01}).accepts("0.07")
+    assert checker({"pattern": "^a$"}).is_valid("a\n")
+    assert not machine({"type": "string", "pattern": "^a$"}).accepts('"a\\n"')

@@ -417,9 +417,15 @@ def automaton(node: Node) -> Automaton:
     >>> machine.accepts("abab"), machine.accepts("aba"), len(machine.table)
     (True, False, 2)
     """
-    machine = _possible(node)
+    machine = minimal(node)
     if not machine.accepting.any():
         raise ValueError("no text matches the expression")
+    return machine
+
+
+def minimal(node: Node) -> Automaton:
+    """The same, also where no text matches: as an expression's part, it is read once however often it stands there."""
+    machine = _possible(node)
     return _numbered(*_merged(machine.table, machine.accepting))
 
 
@@ -502,8 +508,9 @@ def _merged(table: np.ndarray, accepting: np.ndarray) -> tuple[np.ndarray, np.nd
     """Moore's refinement: states stay together while the same bytes lead to the same groups."""
     group = accepting.astype(np.int32)
     count = len(set(group.tolist()))
+    kinds = np.unique(table, axis=1)  # bytes that lead to the same everywhere tell no states apart
     while True:
-        signatures = np.column_stack([group, np.append(group, np.int32(-1))[table]])
+        signatures = np.column_stack([group, np.append(group, np.int32(-1))[kinds]])
         known: dict[bytes, int] = {}
         group = np.array([known.setdefault(row.tobytes(), len(known)) for row in signatures], dtype=np.int32)
         if len(known) == count:

@@ -26,6 +26,7 @@ from llmlab.reference.decoding._automaton import (
     Node,
     Repeat,
     literal,
+    minimal,
     parse,
     unanchored,
     union,
@@ -222,17 +223,15 @@ class _Reader:
             more = [part.at("additionalProperties") for part in rules if "additionalProperties" in part.schema]
             name = quoted(Repeat(CHARACTER, 0, None))
             return listed("{", Cat((name, SPACE, literal(":"), SPACE, self.value(more, self.recursion - 1))), 0, None, "}")
-        begun: Node = EMPTY  # what may follow once a property stands there, from the last one back
-        fresh: list[Node] = []  # what may stand first
-        for name in reversed(names):
+        members = []
+        for name in names:
             naming = [part for part in rules if name in part.schema.get("properties", ())]
             closed = [part for part in rules if part not in naming and "additionalProperties" in part.schema]
             held = [part.at("properties", name) for part in naming] + [part.at("additionalProperties") for part in closed]
-            member = Cat((exactly(name), SPACE, literal(":"), SPACE, self.value(held)))
-            fresh = [Cat((member, begun)), *([] if name in required else fresh)]
-            with_comma = Cat((COMMA, member, begun))
-            begun = with_comma if name in required else Alt((with_comma, begun))
-        return bracketed("{", Alt(tuple(fresh)), "}", or_nothing=not required)
+            members.append(minimal(Cat((exactly(name), SPACE, literal(":"), SPACE, self.value(held)))))
+        later = [Repeat(Cat((COMMA, member)), int(name in required), 1) for name, member in zip(names, members)]
+        first = [index for index in range(len(names)) if not required & set(names[:index])]
+        return bracketed("{", Alt(tuple(Cat((members[i], *later[i + 1 :])) for i in first)), "}", or_nothing=not required)
 
     def array(self, rules: Sequence[_Part]) -> Node:
         """Items with commas between them: the first ones as prefixItems say, the others as items says."""

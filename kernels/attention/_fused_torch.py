@@ -12,6 +12,8 @@ from torch import Tensor
 
 from llmlab.reference.attention._masked import require_keys
 
+RECOMPUTED = "the fused backward takes softmax again from the rounded log-sum-exp: one rounding more than the formula has"
+
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 

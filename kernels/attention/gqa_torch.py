@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from llmlab.kernels.attention._fused_torch import attend
+from llmlab.kernels.attention._fused_torch import RECOMPUTED, attend
 from llmlab.kernels.twin import twin
 from llmlab.reference.attention._masked import require_keys
 from llmlab.reference.attention.gqa import GQA
 
 
-@twin(GQA, backend="torch")
+@twin(GQA, backend="torch", looser=RECOMPUTED, gradient_factor=4.0)
 def gqa(q_BTKGH: Tensor, k_BSKH: Tensor, v_BSKH: Tensor, *, causal: bool = True) -> Tensor:
     if q_BTKGH.is_cuda and q_BTKGH.numel():
         return _sdpa(q_BTKGH, k_BSKH, v_BSKH, causal)

@@ -19,7 +19,7 @@ from llmlab.reference.attention.mla import MLA, absorbed_flops, expanded_flops
     backend="torch",
     looser="the absorbed form rounds W_UK' q where the formula rounds W_UK c",
     tolerance_factor=2.0,
-    gradient_factor=4.0,
+    gradient_factor=8.0,
 )
 def mla(
     q_BTNH: Tensor,

@@ -76,6 +76,7 @@ FLASH_DECODING = Op(
     dims={"B": range(1, 3), "S": range(1, 40), "K": range(1, 3), "G": range(1, 5), "H": range(1, 20)},
     shapes={
         "llama-3-8b decode 8k": {"B": 1, "S": 8192, "K": 8, "G": 4, "H": 128},
+        "llama-2-7b decode 4k": {"B": 1, "S": 4096, "K": 32, "G": 1, "H": 128},
         "llama-3-8b decode 32k": {"B": 1, "S": 32768, "K": 8, "G": 4, "H": 128},
     },
     paper="https://crfm.stanford.edu/2023/10/12/flashdecoding.html",

@@ -2,6 +2,11 @@
 
 A schema that fixes how deep its values nest describes a regular language; one that refers to itself is unrolled so many times.
 Properties come in the schema's order and only those it names; one space is allowed where JSON allows whitespace.
+
+Schemas that hold together (allOf, and what stands beside a reference, anyOf or enum) are merged: property by property, item by
+item, and by the product of automata for numbers and strings. Some spellings are left out: a number with bounds has no
+exponent, an integer no point, and characters of a pattern or enum are escaped only where they must be. A string's length counts
+characters: an escape is one, and so is a pair of surrogates; half of one is no text.
 """
 
 from __future__ import annotations
@@ -75,7 +80,7 @@ _ANY = Repeat(Chars(((0, 0x10FFFF),)), 0, None)
 _PLAIN = Chars(without(_MUST_ESCAPE))
 _HALVES = r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
 _ESCAPES = rf"\\u([0-9a-cA-CefEF][0-9a-fA-F]{{3}}|[dD][0-7][0-9a-fA-F]{{2}})|{_HALVES}"
-CHARACTER = Alt((_PLAIN, parse(r'\\["\\/bfnrt]'), parse(_ESCAPES)))
+CHARACTER = minimal(Alt((_PLAIN, parse(r'\\["\\/bfnrt]'), parse(_ESCAPES))))
 NUMBER = parse(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 _FORMATS = {
     "date": r"[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])",

@@ -319,6 +319,14 @@ def test_schemas_that_nothing_meets_are_refused(schema: dict[str, Any]) -> None:
         machine(schema)
 
 
+def test_a_record_of_many_optional_properties_needs_few_states() -> None:
+    names = [f"p{n}" for n in range(30)]
+    accepting = machine({"properties": {name: {"type": "integer", "minimum": 0, "maximum": 10**9} for name in names}})
+    assert len(accepting.table) < 1000
+    assert accepting.accepts(json.dumps(dict.fromkeys(names[::2], 7)))
+    assert not accepting.accepts(json.dumps(dict.fromkeys(names[::-1], 7)))
+
+
 def llguidance_accepts(schema: Any) -> Callable[[str], bool]:
     """Whether llguidance lets a whole text through under a schema, byte by byte."""
     llguidance = pytest.importorskip("llguidance", reason="needs llguidance")

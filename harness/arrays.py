@@ -87,12 +87,15 @@ def to_backend(array: np.ndarray, backend: str, dtype: str, device: str = "cpu")
 
 
 def strided(value: Any) -> Any:
-    """The same values behind a non-contiguous view: every second element of a larger array along the last axis."""
+    """The same values behind a non-contiguous view: every second element of an array that holds its first two axes swapped."""
     if value.ndim == 0 or 0 in value.shape:
         return value
+    swapped = value.swapaxes(0, 1) if value.ndim > 2 else value
     if hasattr(value, "detach"):
-        return value.repeat_interleave(2, dim=-1)[..., ::2]
-    return np.repeat(value, 2, axis=-1)[..., ::2]
+        view = swapped.repeat_interleave(2, dim=-1)[..., ::2]
+    else:
+        view = np.repeat(swapped, 2, axis=-1)[..., ::2]
+    return view.swapaxes(0, 1) if value.ndim > 2 else view
 
 
 def convert(inputs: Mapping[str, np.ndarray], backend: str, dtype: str, *, views: bool = False) -> list[Any]:

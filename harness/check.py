@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -35,9 +36,17 @@ def choose(ids: Sequence[str] | None) -> list[Component]:
     for wanted in ids:
         found = {name: one for name, one in known.items() if name == wanted or name.split(".")[0] == wanted}
         if not found:
-            raise InputError("component", "id", wanted, "is neither a component nor a family; see `llmlab list`")
+            raise InputError("component", "id", wanted, f"is neither a component nor a family{_meant(wanted, known)}")
         chosen |= found
     return [chosen[name] for name in sorted(chosen)]
+
+
+def _meant(wanted: str, known: Iterable[str]) -> str:
+    """Ids that end in the wanted name or are spelled much like it; where to look when there are none."""
+    ids = sorted(known)
+    ending = [name for name in ids if name.split(".")[1] == wanted]
+    near = ending or get_close_matches(wanted, ids, n=3)
+    return f"; did you mean {' or '.join(near)}?" if near else "; see `llmlab list`"
 
 
 def choose_backends(backends: Sequence[str] | None) -> list[str]:
@@ -52,22 +61,34 @@ def choose_backends(backends: Sequence[str] | None) -> list[str]:
     return list(backends or BACKENDS)
 
 
-def bring(kernel: str, op_id: str | None, backend: str | None) -> Twin:
-    """Register the kernel of `--kernel FILE.py:NAME --op ID --backend B`.
+def bring(kernel: str | None, op_id: str | None, backends: Sequence[str] | None, ids: Sequence[str] | None) -> Twin | None:
+    """Register the kernel of `--kernel FILE.py:NAME --op ID --backend B`; None when no kernel is named.
 
     Raises:
-        InputError: an option is missing or names nothing.
+        InputError: an option is missing, names nothing or names too much, or the file does not import.
     """
-    if not op_id or not backend:
+    if kernel is None:
+        if op_id:
+            raise InputError("option", "--op", op_id, "needs --kernel FILE.py:FUNCTION beside it")
+        return None
+    if not op_id or not backends or len(backends) > 1:
         raise InputError("option", "--kernel", kernel, "needs --op ID and one --backend beside it")
-    (component,) = choose([op_id])
+    if ids:
+        raise InputError("option", "--kernel", kernel, f"is measured alone; leave out {' '.join(ids)}")
+    (backend,) = backends
+    found = choose([op_id])
+    if len(found) > 1:
+        raise InputError("option", "--op", op_id, "is a family; name one component of it")
+    (component,) = found
     choose_backends([backend])
     if missing(backend):
         raise InputError("option", "--backend", backend, missing(backend))
     try:
         return load_kernel(kernel, component, backend)  # type: ignore[arg-type]
     except ValueError as error:
-        raise InputError("option", "--kernel", kernel, str(error)) from None
+        raise InputError("option", "--kernel", kernel, str(error).removeprefix(f"kernel={kernel!r}: ")) from None
+    except Exception as error:  # whatever importing somebody's file raises
+        raise InputError("option", "--kernel", kernel, f"does not import: {type(error).__name__}: {error}") from error
 
 
 def checks_of(component: Component, backends: Sequence[str], only: Twin | None = None, seeds: int = SEEDS) -> Iterator[Verdict]:

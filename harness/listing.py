@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from llmlab.harness.oracle import oracles_of
 from llmlab.kernels.twin import backends_of
 from llmlab.reference.catalog import components
-from llmlab.reference.op import Op
+from llmlab.reference.op import Component, Op
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -21,8 +22,20 @@ def notebook_of(component_id: str, texts: Mapping[str, str]) -> str | None:
     return next((name for name, text in texts.items() if named.search(text)), None)
 
 
-def listing() -> list[dict[str, Any]]:
-    """One row per component: {id, family, paper, kind, twins, oracle, cost, gradient, notebook}."""
+def called_as(component: Component) -> str:
+    """The reference's name and parameters: what a twin of it must take.
+
+    >>> called_as(components()["layers.softmax"])
+    'softmax(x_BTS, *, axis=-1)'
+    """
+    signature = inspect.signature(component.reference)
+    bare = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in signature.parameters.values()]
+    name = getattr(component.reference, "__name__", component.id)
+    return f"{name}{inspect.Signature(bare)}"
+
+
+def listing(ids: Collection[str] | None = None) -> list[dict[str, Any]]:
+    """One row per component, or per one named: {id, family, paper, kind, twins, oracle, cost, gradient, notebook}."""
     texts = {path.name: path.read_text() for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
     return [
         {
@@ -37,4 +50,5 @@ def listing() -> list[dict[str, Any]]:
             "notebook": notebook_of(component_id, texts),
         }
         for component_id, component in components().items()
+        if ids is None or component_id in ids
     ]

@@ -32,7 +32,7 @@ class Verdict:
 
     Attributes:
         component: component id.
-        check: parity, layout, empty, nonfinite, backward, gradient, oracle, purity, cost.
+        check: parity, layout, type, empty, nonfinite, backward, gradient, oracle, purity, cost.
         against: which twin or oracle was compared ("numba", "torch", "transformers...").
         dtype: float dtype of the inputs.
         case: axis sizes, options and seed, enough to repeat it.
@@ -138,13 +138,33 @@ def check_twin(op: Op, twin: Twin, dims: Dims, dtype: str, seed: int, options: O
     exact, allowed = exact_and_allowed(op.reference, list(inputs.values()), dtype, options)
     arrays = convert(inputs, twin.backend, dtype, views=views)
     try:
-        actual = outputs(twin.function(*arrays, **options))
+        result = twin.function(*arrays, **options)
+        actual = outputs(result)
     except Exception as error:
         return _failed(op.id, check, twin.label, dtype, case, error)
     for name, before, after in zip(inputs, inputs.values(), outputs(tuple(arrays))):
         if error_of(after, before) != 0.0:
             return Verdict(op.id, "purity", twin.label, dtype, case, np.inf, 0.0, False, f"wrote into its argument {name}")
+    if note := _other_type(result, arrays, op, inputs, options):
+        return Verdict(op.id, "type", twin.label, dtype, case, np.inf, 0.0, False, note)
     return _judge(op.id, check, twin.label, dtype, case, actual, exact, [limit * twin.tolerance_factor for limit in allowed])
+
+
+def _other_type(result: Any, arrays: Sequence[Any], op: Op, inputs: Mapping[str, np.ndarray], options: Options) -> str:
+    """Say how the first result's array type or dtype differs from the first float argument's, if the reference's do not."""
+    first = result[0] if isinstance(result, tuple | list) and result else result
+    given = next((array for array, before in zip(arrays, inputs.values()) if is_float(before)), None)
+    if first is None or given is None or not hasattr(given, "dtype"):
+        return ""
+    if type(first) is not type(given):
+        return f"returns {type(first).__name__}, takes {type(given).__name__}"
+    with np.errstate(all="ignore"):
+        expected = op.reference(*(a.astype(np.float32) if is_float(a) else a for a in inputs.values()), **options)
+    preserved = np.asarray(expected[0] if isinstance(expected, tuple | list) else expected).dtype == np.float32
+    if preserved and first.dtype != given.dtype:
+        returned, taken = (str(array.dtype).removeprefix("torch.") for array in (first, given))
+        return f"returns {returned}, takes {taken}"
+    return ""
 
 
 def check_empty(op: Op, twin: Twin, axis: str, dtype: str, options: Options) -> Verdict:

@@ -15,6 +15,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from llmlab.reference.errors import InputError
 from llmlab.reference.op import Component
 
 Backend = Literal["numba", "torch", "triton"]
@@ -131,12 +132,21 @@ _loaded_entry_points = False
 
 
 def load_entry_points() -> None:
-    """Import every installed entry point of the group `llmlab.kernels` once; each registers its twins when imported."""
+    """Import every installed entry point of the group `llmlab.kernels` once; each registers its twins when imported.
+
+    Raises:
+        InputError: one does not import.
+    """
     global _loaded_entry_points
     if not _loaded_entry_points:
         _loaded_entry_points = True
         for entry in entry_points(group="llmlab.kernels"):
-            entry.load()
+            try:
+                entry.load()
+            except Exception as error:  # whatever importing somebody's module raises
+                whose = f"distribution {entry.dist.name}" if entry.dist else "entry point"
+                why = f"does not import: {type(error).__name__}: {error}"
+                raise InputError(whose, "llmlab.kernels", entry.value, why) from error
 
 
 def load_kernel(spec: str, component: Component, backend: Backend, dtypes: Sequence[str] | None = None) -> Twin:

@@ -12,10 +12,16 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 from llmlab.reference.errors import InputError
 
+WORD = 13
+"""Characters below which a column of a table may not shrink if it holds a word as long."""
+UNBROKEN = ("component", "id", "dtype", "passed")
+"""Columns that are never folded."""
 INTERRUPTED = 130
 """What the parser returns after Ctrl-C."""
 
@@ -88,13 +94,32 @@ def emit(result: Any) -> None:
 
 
 def show(title: str, rows: Sequence[dict[str, Any]]) -> None:
-    """Print dictionaries with the same keys as one table."""
+    """Print dictionaries with the same keys as one table, or as blocks of `name: value` where the screen is too narrow."""
+    screen = console()
+    written = [{key: f"{value:.4g}" if isinstance(value, float) else str(value) for key, value in row.items()} for row in rows]
+    narrowest = {
+        key: max(_widest(key), *(len(row[key]) if key in UNBROKEN else _widest(row[key]) for row in written))
+        for key in (written[0] if written else ())
+    }
+    if sum(width + 3 for width in narrowest.values()) >= screen.width:
+        screen.print(title, markup=False, highlight=False, style="bold")
+        for row in written:
+            first, *others = row.items()
+            screen.print(first[1], markup=False, highlight=False, style="bold")
+            told = "; ".join(f"{key}: {value}" for key, value in others if value)
+            screen.print(Padding(Text(told), (0, 0, 0, 2)))
+        return
     table = Table(title=title, title_justify="left", header_style="bold")
-    for column in rows[0] if rows else ():
-        table.add_column(column, overflow="fold", no_wrap=column in ("component", "id", "dtype", "passed"))
-    for row in rows:
-        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
-    console().print(table)
+    for column, width in narrowest.items():
+        table.add_column(column, overflow="fold", no_wrap=column in UNBROKEN, min_width=width)
+    for row in written:
+        table.add_row(*row.values())
+    screen.print(table)
+
+
+def _widest(text: str) -> int:
+    """Width a text asks for: its longest word, or WORD if that is longer."""
+    return min(max(map(len, text.split()), default=0), WORD)
 
 
 @contextmanager
@@ -110,17 +135,20 @@ def progress_bar(what: str) -> Iterator[Callable[[str, int, int], None]]:
 
 
 @app.command("list")
-def list_command(json_output: Json = False) -> None:
-    """List every component: id, paper, twins, oracle, cost, gradient, notebook."""
-    from llmlab.harness.listing import listing
+def list_command(ids: Ids = None, json_output: Json = False) -> None:
+    """List components: id, paper, twins, oracle, cost, gradient, notebook; of a single one also how it is called."""
+    from llmlab.harness.check import choose
+    from llmlab.harness.listing import called_as, listing
 
-    rows = listing()
+    chosen = choose(ids)
+    rows = listing([component.id for component in chosen])
     if json_output:
         emit(rows)
-    else:
-        show(
-            f"{len(rows)} components", [{k: ", ".join(v) if isinstance(v, list) else v for k, v in row.items()} for row in rows]
-        )
+        return
+    title = f"{len(rows)} component{'s' if len(rows) > 1 else ''}"
+    show(title, [{k: ", ".join(v) if isinstance(v, list) else v for k, v in row.items() if k != "family"} for row in rows])
+    if len(chosen) == 1:
+        console().print(f"called as {called_as(chosen[0])}", markup=False, highlight=False)
 
 
 @app.command("check")
@@ -145,8 +173,9 @@ def check_command(
         else:
             os.environ.setdefault("TRITON_INTERPRET", "1")
     from llmlab.harness.check import bring, run_checks
+    from llmlab.harness.listing import called_as
 
-    only = bring(kernel, op, backend[0] if backend and len(backend) == 1 else None) if kernel else None
+    only = bring(kernel, op, backend, ids)
     with progress_bar("checking") as advance:
         verdicts = run_checks(ids, backend, only=only, seeds=seeds, jobs=processes, progress=advance)
     rows = [verdict.as_row() for verdict in verdicts]
@@ -156,6 +185,10 @@ def check_command(
     else:
         columns = ("component", "check", "against", "dtype", "error", "allowed", "passed", "note")
         show(f"{len(rows)} checks, {len(failed)} failed", [{key: row[key] for key in columns} for row in rows])
+        told = [f"{one.component} {one.check} {one.against} {one.dtype}: failed at {one.case}" for one in failed]
+        if only is not None and failed:
+            told.append(f"{only.component.id} is called as {called_as(only.component)}")
+        console().print(*told, sep="\n", markup=False, highlight=False, soft_wrap=True) if told else None
     if failed:
         raise typer.Exit(1)
 
@@ -165,7 +198,7 @@ def evaluate_command(
     models: Annotated[
         list[Path],
         typer.Argument(
-            help="Folders with config.json, safetensors and tokenizer, or llama2.c .bin files with a .model beside.",
+            help="Folders with config.json, safetensors and tokenizer, GGUF files, or llama2.c .bin with a .model beside.",
             metavar="MODEL...",
         ),
     ],
@@ -232,7 +265,7 @@ def bench_command(
     from llmlab.harness.check import bring
     from llmlab.harness.timing import bench
 
-    only = bring(kernel, op, backend[0] if backend and len(backend) == 1 else None) if kernel else None
+    only = bring(kernel, op, backend, ids)
     backends = None if kernel else backend
     with progress_bar("timing") as advance:
         report = bench.run(

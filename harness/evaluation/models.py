@@ -1,4 +1,4 @@
-"""Models to be evaluated, read from what people have: a folder of Hugging Face's, or a file of llama2.c's."""
+"""Models to be evaluated, read from what people have: a folder of Hugging Face's, a GGUF file, or a file of llama2.c's."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ TRAINING_TEXT = Path(__file__).resolve().parent.parent / "runtime" / "training_t
 
 
 def load_model(path: str | Path) -> LanguageModel:
-    """Read a folder with config.json, safetensors and a tokenizer, or a `.bin` of llama2.c's with one `*.model` beside it.
+    """Read a folder with config.json, safetensors and a tokenizer, a GGUF file, or a llama2.c `.bin` with one `*.model` beside.
 
     Raises:
         InputError: files are absent or broken, or the tokenizer knows ids that the model does not.
     """
     path = Path(path)
-    if path.is_dir():
+    if path.is_dir() or path.suffix == ".gguf":
         config, weights = load_checkpoint(path)
         tokenizer = load_tokenizer(path)
     else:

@@ -94,27 +94,39 @@ def emit(result: Any) -> None:
 
 
 def show(title: str, rows: Sequence[dict[str, Any]]) -> None:
-    """Print dictionaries with the same keys as one table, or as blocks of `name: value` where the screen is too narrow."""
+    """Print dictionaries with the same keys as one table.
+
+    Where the screen is too narrow, what all rows share is said once; then rows become blocks of `name: value`.
+    """
     screen = console()
     written = [{key: f"{value:.4g}" if isinstance(value, float) else str(value) for key, value in row.items()} for row in rows]
-    narrowest = {
-        key: max(_widest(key), *(len(row[key]) if key in UNBROKEN else _widest(row[key]) for row in written))
-        for key in (written[0] if written else ())
-    }
-    if sum(width + 3 for width in narrowest.values()) >= screen.width:
+    widths = _least_widths(written)
+    if sum(width + 3 for width in widths.values()) >= screen.width and len(written) > 1:
+        shared = {key: text for key, text in written[0].items() if all(row.get(key) == text for row in written)}
+        title = "; ".join([title, *(f"{key}: {text}" for key, text in shared.items() if text)])
+        written = [{key: text for key, text in row.items() if key not in shared} for row in written]
+        widths = _least_widths(written)
+    if sum(width + 3 for width in widths.values()) >= screen.width:
         screen.print(title, markup=False, highlight=False, style="bold")
         for row in written:
             first, *others = row.items()
-            screen.print(first[1], markup=False, highlight=False, style="bold")
-            told = "; ".join(f"{key}: {value}" for key, value in others if value)
-            screen.print(Padding(Text(told), (0, 0, 0, 2)))
+            told = "; ".join(f"{key}: {text}" for key, text in others if text)
+            screen.print(Text(first[1], style="bold"), Padding(Text(told), (0, 0, 0, 2)), sep="\n")
         return
     table = Table(title=title, title_justify="left", header_style="bold")
-    for column, width in narrowest.items():
+    for column, width in widths.items():
         table.add_column(column, overflow="fold", no_wrap=column in UNBROKEN, min_width=width)
     for row in written:
         table.add_row(*row.values())
     screen.print(table)
+
+
+def _least_widths(rows: Sequence[dict[str, str]]) -> dict[str, int]:
+    """Characters below which each column cannot be read."""
+    return {
+        key: max(_widest(key), *(len(row.get(key, "")) if key in UNBROKEN else _widest(row.get(key, "")) for row in rows))
+        for key in (rows[0] if rows else ())
+    }
 
 
 def _widest(text: str) -> int:

@@ -106,14 +106,15 @@ def show(title: str, rows: Sequence[dict[str, Any]]) -> None:
         title = "; ".join([title, *(f"{key}: {text}" for key, text in shared.items() if text)])
         written = [{key: text for key, text in row.items() if key not in shared} for row in written]
         widths = _least_widths(written)
-    if sum(width + 3 for width in widths.values()) >= screen.width:
+    if sum(width + 1 for width in widths.values()) >= screen.width:
         screen.print(title, markup=False, highlight=False, style="bold")
         for row in written:
             first, *others = row.items()
             told = "; ".join(f"{key}: {text}" for key, text in others if text)
             screen.print(Text(first[1], style="bold"), Padding(Text(told), (0, 0, 0, 2)), sep="\n")
         return
-    table = Table(title=title, title_justify="left", header_style="bold")
+    beside = 1 if sum(width + 3 for width in widths.values()) < screen.width else 0
+    table = Table(title=title, title_justify="left", header_style="bold", padding=(0, beside))
     for column, width in widths.items():
         table.add_column(column, overflow="fold", no_wrap=column in UNBROKEN, min_width=width)
     for row in written:

@@ -1,7 +1,5 @@
 """What the machine reaches beside a case, by clocks that are told what to say."""
 
-import itertools
-
 import numpy as np
 import pytest
 
@@ -12,34 +10,20 @@ from llmlab.harness.timing.beside import Measured, Rates, Reached
 PEAKS = Peaks("cpu", "", [(1e6, 4e9), (1e9, 1e9)], {"float32": 1e12, "bfloat16": 4e12}, {}, 0.0, False)
 
 
-class Clock:
-    """A clock that a call moves by the next of its durations."""
-
-    def __init__(self, *durations):
-        self.now, self.durations, self.calls = 0.0, itertools.cycle(durations), 0
-
-    def __call__(self):
-        return self.now
-
-    def call(self):
-        self.calls += 1
-        self.now += next(self.durations)
-
-
-def test_the_best_call_counts_and_the_first_one_does_not():
-    clock = Clock(0.001, 0.02, 0.01)
+def test_the_best_call_counts_and_the_first_one_does_not(clock_of):
+    clock = clock_of([0.001, 0.02, 0.01])
     assert beside.best_rate(clock.call, 5.0, clock=clock) == pytest.approx(500.0)
     assert clock.calls == 3
 
 
-def test_short_calls_are_repeated_for_a_while():
-    clock = Clock(0.001)
+def test_short_calls_are_repeated_for_a_while(clock_of):
+    clock = clock_of([0.001])
     beside.best_rate(clock.call, 1.0, budget_s=0.02, clock=clock)
     assert clock.calls in (21, 22)
 
 
-def test_the_better_of_before_and_after_is_the_limit_and_their_distance_the_drift(monkeypatch):
-    clock = Clock(*[2.0] * 6, *[1.0] * 6)
+def test_the_better_of_before_and_after_is_the_limit_and_their_distance_the_drift(clock_of, monkeypatch):
+    clock = clock_of([*[2.0] * 6, *[1.0] * 6])
     monkeypatch.setattr(beside, "streams", lambda moved_bytes: [(clock.call, moved_bytes)])
     monkeypatch.setattr(beside, "arithmetic", lambda dtype: (clock.call, 8.0))
     probe = Measured(PEAKS, 100.0, "float32", clock=clock)
@@ -56,8 +40,8 @@ def test_drift_is_of_the_rate_that_sets_the_limit():
 @pytest.mark.parametrize(
     ("dtype", "flops", "expected"), [("bfloat16", 1.0, 4e12), ("bfloat16", 8e12, 8e12), ("float32", 8.0, 8.0)]
 )
-def test_a_narrow_dtype_has_its_products_peak_or_float32s(monkeypatch, dtype, flops, expected):
-    clock, asked = Clock(1.0), []
+def test_a_narrow_dtype_has_its_products_peak_or_float32s(clock_of, monkeypatch, dtype, flops, expected):
+    clock, asked = clock_of([1.0]), []
     monkeypatch.setattr(beside, "streams", lambda moved_bytes: [(clock.call, 1.0)])
     monkeypatch.setattr(beside, "arithmetic", lambda dtype: (asked.append(dtype), (clock.call, flops))[1])
     assert Measured(PEAKS, 1e6, dtype, clock=clock).after().rates.arithmetic == expected

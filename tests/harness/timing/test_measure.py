@@ -8,22 +8,8 @@ import pytest
 from llmlab.harness.timing import measure as timing
 
 
-class Clock:
-    """A clock that a call moves by the next of its durations."""
-
-    def __init__(self, durations):
-        self.now, self.durations, self.calls = 0.0, itertools.cycle(durations), 0
-
-    def __call__(self):
-        return self.now
-
-    def call(self):
-        self.calls += 1
-        self.now += next(self.durations)
-
-
-def test_a_steady_call_stops_early_and_a_jumping_one_uses_the_budget():
-    steady, jumping = Clock([0.01]), Clock([0.01, 0.02, 0.03])
+def test_a_steady_call_stops_early_and_a_jumping_one_uses_the_budget(clock_of):
+    steady, jumping = clock_of([0.01]), clock_of([0.01, 0.02, 0.03])
     assert timing.measure(steady.call, clock=steady, budget_s=5.0).rounds == 10
     measured = timing.measure(jumping.call, clock=jumping, budget_s=1.0)
     assert measured.rounds > 40
@@ -31,33 +17,33 @@ def test_a_steady_call_stops_early_and_a_jumping_one_uses_the_budget():
     assert measured.noisy
 
 
-def test_a_short_call_is_repeated_within_a_round():
-    clock = Clock([1e-6])
+def test_a_short_call_is_repeated_within_a_round(clock_of):
+    clock = clock_of([1e-6])
     measured = timing.measure(clock.call, clock=clock, budget_s=0.01)
     assert measured.calls in (200, 201)
     assert measured.median_s == pytest.approx(1e-6)
 
 
-def test_the_first_call_is_not_a_round():
+def test_the_first_call_is_not_a_round(clock_of):
     durations = itertools.chain([3.0], itertools.repeat(0.01))
-    clock = Clock(durations)
+    clock = clock_of(durations)
     assert timing.measure(clock.call, clock=clock).upper_s == pytest.approx(0.01)
 
 
-def test_a_call_longer_than_the_budget_is_one_round():
-    clock = Clock([10.0])
+def test_a_call_longer_than_the_budget_is_one_round(clock_of):
+    clock = clock_of([10.0])
     measured = timing.measure(clock.call, clock=clock, budget_s=1.0)
     assert (measured.rounds, measured.median_s, clock.calls) == (1, 10.0, 3)
 
 
-def test_rounds_end_when_a_neighbour_makes_them_endless():
-    clock = Clock(itertools.chain([0.01] * 8, itertools.repeat(5.0)))
+def test_rounds_end_when_a_neighbour_makes_them_endless(clock_of):
+    clock = clock_of(itertools.chain([0.01] * 8, itertools.repeat(5.0)))
     assert timing.measure(clock.call, clock=clock, budget_s=0.5).rounds < 5
 
 
 @pytest.mark.parametrize(("fresh", "calls", "expected"), [([0, 1000, 0, 0, 0, 0], 6, 0.0), ([1000], 8, 1000.0)])
-def test_a_round_that_faults_is_taken_again_and_one_that_always_does_is_timed_so(monkeypatch, fresh, calls, expected):
-    clock, pages = Clock([1.0]), itertools.cycle(fresh)
+def test_a_round_that_faults_is_taken_again_and_one_that_always_does_is_timed_so(clock_of, monkeypatch, fresh, calls, expected):
+    clock, pages = clock_of([1.0]), itertools.cycle(fresh)
     faulted = itertools.accumulate(page for step in itertools.count() for page in (0, next(pages)))
     monkeypatch.setattr(timing, "warm_up", lambda call, **_: (1, 1.0))
     monkeypatch.setattr(timing, "minor_faults", lambda: next(faulted))

@@ -52,7 +52,8 @@ def _kind(array: Any) -> tuple[Any, int, str]:
     return (ir.FloatType() if bits == 32 else ir.DoubleType()), size, f"v{size}f{bits}"
 
 
-def _is_float_array(*arrays: Any) -> bool:
+def is_float_array(*arrays: Any) -> bool:
+    """True for one-dimensional contiguous arrays of floats."""
     return all(
         isinstance(array, types.Array) and array.ndim == 1 and array.layout == "C" and isinstance(array.dtype, types.Float)
         for array in arrays
@@ -65,10 +66,10 @@ def _is_bfloat16(array: Any) -> bool:
 
 def _streams(b: Any, computed: Any) -> bool:
     """True where `b` may be read a vector at a time beside arrays of dtype `computed`."""
-    return (_is_float_array(b) and b.dtype == computed) or (_is_bfloat16(b) and computed == types.float32)
+    return (is_float_array(b) and b.dtype == computed) or (_is_bfloat16(b) and computed == types.float32)
 
 
-class _Vectors:
+class Vectors:
     """Loads, stores and multiply-adds of one element type at one place of the generated code."""
 
     def __init__(self, context: Any, builder: Any, array_type: Any) -> None:
@@ -81,6 +82,7 @@ class _Vectors:
         )
 
     def pointer(self, array_type: Any, array: Any, position: Any) -> Any:
+        """Where an element of an array lies."""
         data = cgutils.create_struct_proxy(array_type)(self.context, self.builder, value=array).data
         return self.builder.gep(data, [position])
 
@@ -95,12 +97,14 @@ class _Vectors:
         return self.builder.bitcast(shifted, self.vector)
 
     def at(self, pointer: Any, *terms: Any) -> Any:
+        """A place so many elements (the sum of the terms) behind another."""
         offset = terms[0]
         for term in terms[1:]:
             offset = self.builder.add(offset, term)
         return self.builder.gep(pointer, [offset])
 
     def load(self, pointer: Any) -> Any:
+        """A vector from memory, unaligned."""
         return self.builder.load(self.builder.bitcast(pointer, self.vector.as_pointer()), align=self.align)
 
     def fetch(self, pointer: Any) -> None:
@@ -112,6 +116,7 @@ class _Vectors:
         self.builder.call(prefetch, [self.builder.bitcast(pointer, byte), to_read, second_level, data_cache])
 
     def store(self, value: Any, pointer: Any) -> None:
+        """A vector to memory, unaligned."""
         self.builder.store(value, self.builder.bitcast(pointer, self.vector.as_pointer()), align=self.align)
 
     def spread(self, pointer: Any) -> Any:
@@ -127,9 +132,11 @@ class _Vectors:
         return self.builder.extract_element(value, ir.Constant(ir.IntType(32), 0))
 
     def fma(self, a: Any, b: Any, c: Any) -> Any:
+        """a * b + c, rounded once."""
         return self.builder.call(self.fma_function, [a, b, c])
 
     def zero(self) -> Any:
+        """Zero in every lane."""
         return ir.Constant(self.vector, [0.0] * self.lanes)
 
     def accumulate(self, depth: Any, start: list[Any], step: Any, unrolled: int = 1) -> list[Any]:
@@ -185,14 +192,14 @@ def make_tile(rows: int, vectors: int, *, scaled: bool) -> Any:
     def tile(  # type: ignore[no-untyped-def]
         typing_context, a, a_at, a_row, a_depth, b, b_at, b_depth, c, c_at, c_row, depth, scale, scale_at
     ):
-        if not (_is_float_array(a, c, scale) and a.dtype == c.dtype == scale.dtype and _streams(b, a.dtype)):
+        if not (is_float_array(a, c, scale) and a.dtype == c.dtype == scale.dtype and _streams(b, a.dtype)):
             return None
         word = types.int64
         signature = types.void(a, word, word, word, b, word, word, c, word, word, word, scale, word)
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             a_, a_at, a_row, a_depth, b_, b_at, b_depth, c_, c_at, c_row, depth, scale_, scale_at = arguments
-            v = _Vectors(context, builder, a)
+            v = Vectors(context, builder, a)
             constant = lambda value: ir.Constant(ir.IntType(64), value)  # noqa: E731
             columns = [constant(j * v.lanes) for j in range(vectors)]
             a_rows = [v.pointer(a, a_, builder.add(a_at, builder.mul(a_row, constant(r)))) for r in range(rows)]
@@ -237,14 +244,14 @@ def make_dots(sharing: int) -> Any:
 
     @intrinsic
     def dots(typing_context, a, a_at, a_row, b, b_at, b_rows, first, width, ahead, c, c_at):  # type: ignore[no-untyped-def]
-        if not (_is_float_array(a, c) and a.dtype == c.dtype and _streams(b, a.dtype)):
+        if not (is_float_array(a, c) and a.dtype == c.dtype and _streams(b, a.dtype)):
             return None
         word = types.int64
         signature = types.void(a, word, word, b, word, b_rows, word, word, word, c, word)
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             a_, a_at, a_row, b_, b_at, b_rows_, first, width, ahead, c_, c_at = arguments
-            v = _Vectors(context, builder, a)
+            v = Vectors(context, builder, a)
             constant = lambda value: ir.Constant(ir.IntType(64), value)  # noqa: E731
             shared = min(sharing, v.lanes)
             a_rows = [v.pointer(a, a_, builder.add(a_at, builder.mul(a_row, constant(j)))) for j in range(v.lanes)]
@@ -312,14 +319,14 @@ def make_streams(sharing: int, streams: int) -> Any:
 
     @intrinsic
     def add(typing_context, a, a_at, a_row, b, b_at, b_row, width, ahead, c, c_at, c_row):  # type: ignore[no-untyped-def]
-        if not (_is_float_array(a, c) and a.dtype == c.dtype and _streams(b, a.dtype)):
+        if not (is_float_array(a, c) and a.dtype == c.dtype and _streams(b, a.dtype)):
             return None
         word = types.int64
         signature = types.void(a, word, word, b, word, word, word, word, c, word, word)
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             a_, a_at, a_row, b_, b_at, b_row, width, ahead, c_, c_at, c_row = arguments
-            v = _Vectors(context, builder, a)
+            v = Vectors(context, builder, a)
             constant = lambda value: ir.Constant(ir.IntType(64), value)  # noqa: E731
             a_rows = [v.pointer(a, a_, builder.add(a_at, builder.mul(a_row, constant(i)))) for i in range(streams)]
             b_rows = [v.pointer(b, b_, builder.add(b_at, builder.mul(b_row, constant(i)))) for i in range(streams)]

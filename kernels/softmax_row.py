@@ -10,13 +10,13 @@ from numba import types
 from numba.extending import intrinsic
 
 from llmlab.kernels.numba_math import exp_terms
-from llmlab.kernels.register_tile import TILE_ROWS, _is_float_array, _Vectors
+from llmlab.kernels.register_tile import TILE_ROWS, Vectors, is_float_array
 
 
 class _Exp:
     """e**x on whole vectors for x <= 0, 0 below the smallest normal numbers, NaN for NaN."""
 
-    def __init__(self, v: _Vectors, bits: int) -> None:
+    def __init__(self, v: Vectors, bits: int) -> None:
         self.v, self.builder = v, v.builder
         terms = exp_terms(np.float32 if bits == 32 else np.float64)
         self.low, self.per_octave, self.shift = (self.constant(x) for x in (terms.low, terms.per_octave, terms.shift))
@@ -51,7 +51,7 @@ def _larger(builder: Any, x: Any, y: Any) -> Any:
     return builder.select(builder.fcmp_ordered(">", x, y), x, y)
 
 
-def _across(v: _Vectors, value: Any, combine: Any) -> Any:
+def _across(v: Vectors, value: Any, combine: Any) -> Any:
     """All lanes combined, in every lane."""
     step = v.lanes // 2
     while step:
@@ -73,14 +73,14 @@ def make_online_softmax(rows: int) -> Any:
 
     @intrinsic
     def softmax(typing_context, scores, at, row, columns, peak, total, shrink, i):  # type: ignore[no-untyped-def]
-        if not (_is_float_array(scores, peak, total, shrink) and scores.dtype == peak.dtype == total.dtype == shrink.dtype):
+        if not (is_float_array(scores, peak, total, shrink) and scores.dtype == peak.dtype == total.dtype == shrink.dtype):
             return None
         word = types.int64
         signature = types.void(scores, word, word, word, peak, total, shrink, word)
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             scores_, at, row, columns, peak_, total_, shrink_, i = arguments
-            v = _Vectors(context, builder, scores)
+            v = Vectors(context, builder, scores)
             exp = _Exp(v, scores.dtype.bitwidth)
             constant = lambda value: ir.Constant(ir.IntType(64), value)  # noqa: E731
             firsts = [v.pointer(scores, scores_, builder.add(at, builder.mul(row, constant(r)))) for r in range(rows)]

@@ -1,29 +1,26 @@
 """Softmax on the CPU, online (Milakov and Gimelshein 2018, arXiv:1805.02867): rows in parallel, chunks that stay in cache.
 
 Each chunk is exponentiated once, against the largest score seen so far; a second pass, over cached weights, corrects for
-maxima that came later and divides by the total. Scores are read from memory once. Large results go past the caches, a row
-at a time.
+maxima that came later and divides by the total. Scores are read from memory once.
 """
 
 import numpy as np
 from numba import njit, prange
 
 from llmlab.kernels.numba_math import SUMMED, as_rows, exp_down, maximum, row_dot, row_max
-from llmlab.kernels.streaming_stores import output_like, rows_per_part, settle, stream
 from llmlab.kernels.twin import twin
 from llmlab.reference.layers.softmax import SOFTMAX
 
 CHUNK = 4096
-LONGEST_STREAMED = 1 << 15  # a row of weights waits in the second-level cache until its total is known
 
 
 @twin(SOFTMAX, backend="numba")
 def softmax(x_BTS: np.ndarray, *, axis: int = -1) -> np.ndarray:
     x_last = np.moveaxis(x_BTS, axis, -1)
     x_MS = as_rows(x_last)
-    out_MS, large = output_like(x_MS)
+    out_MS = np.empty_like(x_MS)
     if x_MS.size:
-        _forward(x_MS, out_MS, large and x_MS.shape[1] <= LONGEST_STREAMED)
+        _forward(x_MS, out_MS)
     return np.moveaxis(out_MS.reshape(x_last.shape), -1, axis)
 
 
@@ -66,19 +63,9 @@ def row_softmax(row, out):
 
 
 @njit(parallel=True, cache=True, fastmath=SUMMED, error_model="numpy")
-def _forward(x_MS, out_MS, streamed):
-    M, S = x_MS.shape
-    rows = rows_per_part(x_MS, streamed)
-    for part in prange((M + rows - 1) // rows):
-        weights = np.empty(S if streamed else 0, x_MS.dtype)
-        for m in range(part * rows, min((part + 1) * rows, M)):
-            if streamed:
-                row_softmax(x_MS[m], weights)
-                stream(weights, out_MS[m], x_MS[min(m + 1, M - 1)])
-            else:
-                row_softmax(x_MS[m], out_MS[m])
-        if streamed:
-            settle()
+def _forward(x_MS, out_MS):
+    for m in prange(x_MS.shape[0]):
+        row_softmax(x_MS[m], out_MS[m])
 
 
 @njit(parallel=True, cache=True, fastmath=SUMMED, error_model="numpy")

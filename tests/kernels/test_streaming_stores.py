@@ -14,7 +14,6 @@ from llmlab.kernels import streaming_stores
 from llmlab.kernels.layers import cross_entropy_numba
 from llmlab.kernels.layers.layer_norm_numba import layer_norm
 from llmlab.kernels.layers.rms_norm_numba import rms_norm
-from llmlab.kernels.layers.softmax_numba import softmax
 from llmlab.kernels.streaming_stores import LINE_BYTES, STRIP, output_like, settle, stream
 
 on_x86 = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="needs an x86 processor")
@@ -67,7 +66,6 @@ LONG = 2 * STRIP + 37  # whole strips, and rows that start inside a line
 CALLS = {
     "rms_norm": lambda x_BTD: rms_norm(x_BTD, x_BTD[0, 0] + 1),
     "layer_norm": lambda x_BTD: layer_norm(x_BTD, x_BTD[0, 0] + 1, x_BTD[0, 1]),
-    "softmax": softmax,
 }
 
 
@@ -85,7 +83,7 @@ def test_streaming_changes_no_bit_of_a_kernel(name: str, dtype: type, monkeypatc
 def test_streaming_nothing_gives_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streaming_stores, "STREAMED_FROM", 0)
     empty, one = np.empty((2, 0, 7), np.float32), np.ones(7, np.float32)
-    for out in (rms_norm(empty, one), layer_norm(empty, one, one), softmax(empty)):
+    for out in (rms_norm(empty, one), layer_norm(empty, one, one)):
         assert out.size == 0
 
 

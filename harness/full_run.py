@@ -518,7 +518,7 @@ def full_run(*, quick: bool = False, slo: str = SLO, progress: Progress = lambda
     """Run everything on this machine; return what `reports.page.page` lays out, plus the raw results.
 
     Args:
-        quick: fewer rows, shorter loads: two or three minutes instead of ten.
+        quick: fewer rows, shorter loads: about seven minutes on two cores, a cold cache of kernels included.
         slo: the promise of the capacity plan.
         progress: called with (what, done, total).
 

@@ -101,10 +101,10 @@ class ExpTerms:
     Attributes:
         low, high: results outside are 0 and infinity.
         per_octave: 1 / ln 2.
-        shift: adding it leaves the nearest whole number in the lowest bits.
+        shift: adding it leaves the nearest whole number, plus the exponent's bias, in the lowest bits.
         ln2_high, ln2_low: ln 2 in two parts; the first times any exponent is exact.
         series: coefficients, highest power first.
-        bias, significand_bits: of the exponent field.
+        significand_bits: below the exponent field.
     """
 
     low: Any
@@ -114,7 +114,6 @@ class ExpTerms:
     ln2_high: Any
     ln2_low: Any
     series: tuple[float, ...]
-    bias: int
     significand_bits: int
 
 
@@ -128,11 +127,10 @@ def exp_terms(dtype: type) -> ExpTerms:
         low=dtype(math.log(2 * float(info.tiny))),
         high=dtype(math.log(float(info.max))),
         per_octave=dtype(1 / math.log(2)),
-        shift=dtype(1.5 * 2.0**info.nmant),
+        shift=dtype(1.5 * 2.0**info.nmant + info.maxexp - 1),
         ln2_high=dtype(high),
         ln2_low=dtype(float(Decimal(2).ln() - Decimal(high))),
         series=tuple(series),
-        bias=int(info.maxexp) - 1,
         significand_bits=int(info.nmant),
     )
 
@@ -146,7 +144,7 @@ def _fit_exp(degree: int) -> list[float]:
 def _make_exps(dtype: type) -> tuple[Any, Any]:
     """Polynomial on |r| <= ln(2)/2, times a power of two."""
     terms = exp_terms(dtype)
-    low, high, per_octave, shift = terms.low, terms.high, terms.per_octave, terms.shift + dtype(terms.bias)
+    low, high, per_octave, shift = terms.low, terms.high, terms.per_octave, terms.shift
     ln2_high, ln2_low = terms.ln2_high, terms.ln2_low
     series = _polynomial(terms.series)
     zero, one, two, infinity = dtype(0), dtype(1), dtype(2), dtype(np.inf)

@@ -69,6 +69,15 @@ def _streams(b: Any, computed: Any) -> bool:
     return (is_float_array(b) and b.dtype == computed) or (_is_bfloat16(b) and computed == types.float32)
 
 
+def prefetch(builder: Any, pointer: Any) -> None:
+    """Ask for the line of a place, which may lie outside its array, to come to the second-level cache."""
+    word, byte = ir.IntType(32), ir.IntType(8).as_pointer()
+    kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    to_read, second_level, data_cache = (ir.Constant(word, value) for value in (0, 2, 1))
+    builder.call(function, [builder.bitcast(pointer, byte), to_read, second_level, data_cache])
+
+
 class Vectors:
     """Loads, stores and multiply-adds of one element type at one place of the generated code."""
 
@@ -85,6 +94,11 @@ class Vectors:
         """Where an element of an array lies."""
         data = cgutils.create_struct_proxy(array_type)(self.context, self.builder, value=array).data
         return self.builder.gep(data, [position])
+
+    def rows(self, array_type: Any, array: Any, first: Any, stride: Any, count: int) -> list[Any]:
+        """Where each of `count` rows begins, `stride` elements after the one before."""
+        places = [self.builder.add(first, self.builder.mul(stride, ir.Constant(ir.IntType(64), r))) for r in range(count)]
+        return [self.pointer(array_type, array, place) for place in places]
 
     def load_wide(self, pointer: Any) -> Any:
         """Load a vector, widened where the pointer is to bfloat16."""
@@ -106,14 +120,6 @@ class Vectors:
     def load(self, pointer: Any) -> Any:
         """A vector from memory, unaligned."""
         return self.builder.load(self.builder.bitcast(pointer, self.vector.as_pointer()), align=self.align)
-
-    def fetch(self, pointer: Any) -> None:
-        """Ask for the line of a place, which may lie outside the array, to come to the second-level cache."""
-        word, byte = ir.IntType(32), ir.IntType(8).as_pointer()
-        kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
-        prefetch = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0")
-        to_read, second_level, data_cache = (ir.Constant(word, value) for value in (0, 2, 1))
-        self.builder.call(prefetch, [self.builder.bitcast(pointer, byte), to_read, second_level, data_cache])
 
     def store(self, value: Any, pointer: Any) -> None:
         """A vector to memory, unaligned."""
@@ -202,8 +208,8 @@ def make_tile(rows: int, vectors: int, *, scaled: bool) -> Any:
             v = Vectors(context, builder, a)
             constant = lambda value: ir.Constant(ir.IntType(64), value)  # noqa: E731
             columns = [constant(j * v.lanes) for j in range(vectors)]
-            a_rows = [v.pointer(a, a_, builder.add(a_at, builder.mul(a_row, constant(r)))) for r in range(rows)]
-            c_rows = [v.pointer(c, c_, builder.add(c_at, builder.mul(c_row, constant(r)))) for r in range(rows)]
+            a_rows = v.rows(a, a_, a_at, a_row, rows)
+            c_rows = v.rows(c, c_, c_at, c_row, rows)
             b_first = v.pointer(b, b_, b_at)
             if scaled:
                 factors = [v.spread(v.pointer(scale, scale_, builder.add(scale_at, constant(r)))) for r in range(rows)]
@@ -254,7 +260,7 @@ def make_dots(sharing: int) -> Any:
             v = Vectors(context, builder, a)
             constant = lambda value: ir.Constant(ir.IntType(64), value)  # noqa: E731
             shared = min(sharing, v.lanes)
-            a_rows = [v.pointer(a, a_, builder.add(a_at, builder.mul(a_row, constant(j)))) for j in range(v.lanes)]
+            a_rows = v.rows(a, a_, a_at, a_row, v.lanes)
             offsets = [
                 builder.load(v.pointer(b_rows, b_rows_, builder.add(first, constant(i)))) for i in range(v.lanes // shared)
             ]
@@ -268,7 +274,7 @@ def make_dots(sharing: int) -> Any:
                     h, after = builder.mul(k, constant(v.lanes)), list(values)
                     b_value = v.load_wide(v.at(b_start, h))
                     if turn % VECTORS_PER_FETCH == 0:
-                        v.fetch(v.at(b_start, builder.add(h, ahead)))
+                        prefetch(builder, v.at(b_start, builder.add(h, ahead)))
                     for j in range(shared):
                         place = turn % chains * shared + j
                         after[place] = v.fma(v.load(v.at(a_rows[i * shared + j], h)), b_value, values[place])
@@ -328,9 +334,9 @@ def make_streams(sharing: int, streams: int) -> Any:
             a_, a_at, a_row, b_, b_at, b_row, width, ahead, c_, c_at, c_row = arguments
             v = Vectors(context, builder, a)
             constant = lambda value: ir.Constant(ir.IntType(64), value)  # noqa: E731
-            a_rows = [v.pointer(a, a_, builder.add(a_at, builder.mul(a_row, constant(i)))) for i in range(streams)]
-            b_rows = [v.pointer(b, b_, builder.add(b_at, builder.mul(b_row, constant(i)))) for i in range(streams)]
-            c_rows = [v.pointer(c, c_, builder.add(c_at, builder.mul(c_row, constant(r)))) for r in range(sharing)]
+            a_rows = v.rows(a, a_, a_at, a_row, streams)
+            b_rows = v.rows(b, b_, b_at, b_row, streams)
+            c_rows = v.rows(c, c_, c_at, c_row, sharing)
             weights = [[v.spread(v.at(row, constant(r))) for row in a_rows] for r in range(sharing)]
 
             def step(k: Any, values: list[Any], turn: int) -> list[Any]:
@@ -338,7 +344,7 @@ def make_streams(sharing: int, streams: int) -> Any:
                 b_values = [v.load_wide(v.at(row, h)) for row in b_rows]
                 if turn == 0:
                     for row in b_rows:
-                        v.fetch(v.at(row, builder.add(h, ahead)))
+                        prefetch(builder, v.at(row, builder.add(h, ahead)))
                 for r, row in enumerate(c_rows):
                     value = v.load(v.at(row, h))
                     for weight, b_value in zip(weights[r], b_values):

@@ -23,26 +23,21 @@ class _Exp:
         self.minus_ln2 = [self.constant(-part) for part in (terms.ln2_high, terms.ln2_low)]
         self.series = [self.constant(c) for c in terms.series]
         self.words = ir.VectorType(ir.IntType(bits), v.lanes)
-        self.bias, self.significand = terms.bias, terms.significand_bits
+        self.significand = ir.Constant(self.words, [terms.significand_bits] * v.lanes)
 
     def constant(self, value: Any) -> Any:
         return ir.Constant(self.v.vector, [float(value)] * self.v.lanes)
 
-    def word(self, value: int) -> Any:
-        return ir.Constant(self.words, [value] * self.v.lanes)
-
     def __call__(self, x: Any) -> Any:
         builder, fma = self.builder, self.v.fma
-        vanishes = builder.fcmp_ordered("<", x, self.low)
-        inside = builder.select(vanishes, self.low, x)
-        shifted = fma(inside, self.per_octave, self.shift)  # its lowest bits are the whole number of octaves
+        shifted = fma(x, self.per_octave, self.shift)  # its lowest bits are the exponent field of the power of two
         octaves = builder.fsub(shifted, self.shift)
-        r = fma(octaves, self.minus_ln2[1], fma(octaves, self.minus_ln2[0], inside))
+        r = fma(octaves, self.minus_ln2[1], fma(octaves, self.minus_ln2[0], x))
         value = self.series[0]
         for coefficient in self.series[1:]:
             value = fma(value, r, coefficient)
-        exponent = builder.add(builder.bitcast(shifted, self.words), self.word(self.bias))
-        power = builder.bitcast(builder.shl(exponent, self.word(self.significand)), self.v.vector)
+        power = builder.bitcast(builder.shl(builder.bitcast(shifted, self.words), self.significand), self.v.vector)
+        vanishes = builder.fcmp_ordered("<", x, self.low)  # whatever came out there
         return builder.select(vanishes, self.v.zero(), builder.fmul(value, power))
 
 

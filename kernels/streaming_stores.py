@@ -23,7 +23,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from llmlab.kernels.register_tile import VECTOR_BYTES
+from llmlab.kernels.register_tile import VECTOR_BYTES, prefetch
 
 LINE_BYTES = 64
 STRIP = 1024
@@ -90,13 +90,8 @@ def _fetch(typing_context, array, at):  # type: ignore[no-untyped-def]
         return None
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        word, byte = ir.IntType(32), ir.IntType(8).as_pointer()
         data = cgutils.create_struct_proxy(array)(context, builder, value=arguments[0]).data
-        kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
-        to_read, second_level, data_cache = (ir.Constant(word, value) for value in (0, 2, 1))
-        place = builder.bitcast(builder.gep(data, [arguments[1]]), byte)
-        prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        builder.call(prefetch, [place, to_read, second_level, data_cache])
+        prefetch(builder, builder.gep(data, [arguments[1]]))
         return context.get_dummy_value()
 
     return types.void(array, types.intp), generate
